@@ -1,0 +1,107 @@
+"""What all verbs share: flags, the one way out for a known failure, the model a folder holds."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxft.registry import UserError
+from jaxft.signals import Stopped, leave
+
+
+def say(text: str) -> None:
+    """A line for the person who watches, from process 0 only."""
+    jax = sys.modules.get("jax")
+    if jax is None or jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Keeps the progress reports of libraries (TFDS, Orbax) off the screen; their warnings stay."""
+    from absl import logging
+
+    logging.set_verbosity(logging.WARNING)
+
+
+def guarded(work: Callable[[], Any]) -> Any:
+    """Runs `work`; a user's mistake, a stop signal or a lack of memory end the process with one message and a code."""
+    quiet_libraries()
+    try:
+        return work()
+    except (UserError, Stopped) as error:
+        leave(str(error), error.code)
+    except KeyboardInterrupt:
+        leave("SIGINT: stopped before anything began", 130)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        from jaxft.memory import out_of_memory
+
+        shortage = out_of_memory(next(iter(str(error).splitlines()), "the host has none left"))
+        leave(str(shortage), shortage.code)
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that name a model and the columns of rows."""
+    flags = argparse.ArgumentParser(prog=program, description=description)
+    flags.add_argument("--run", default="", help="folder of a finished run")
+    flags.add_argument("--hf", default="", help="instead of --run: hub id or local Hugging Face folder")
+    flags.add_argument("--text", default="", help="column of the text (default: the run's, or 'text')")
+    flags.add_argument("--pair", default="", help="column of the second text (default: the run's, or none)")
+    flags.add_argument("--label", default="", help="column of the label (default: the run's, or 'label')")
+    flags.add_argument(
+        "--length", type=int, default=0, help="tokens to read at most (default: the run's, or the model's)"
+    )
+    flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matmuls and activations")
+    return flags
+
+
+def classifier(arguments: argparse.Namespace) -> Any:
+    """The model that --run or --hf names, with the run's columns where the flags name none."""
+    source = _source(arguments.run, arguments.hf)
+    task: dict[str, Any] = {"text": "text", "pair": "", "label": "label"}
+    length = 0
+    if arguments.run:
+        from jaxft.config import parse
+        from jaxft.runfolder import RunFolder, read_json
+
+        config = parse(read_json(RunFolder(Path(arguments.run)).config)["config"])
+        # The classes are those of the hub folder: the config may have left them to the data.
+        task |= {option: value for option, value in config.task.items() if option not in ("name", "metric", "classes")}
+        length = config.input.length
+    task |= {option: value for option in ("text", "pair", "label") if (value := getattr(arguments, option))}
+    from jaxft import cache, numerics
+    from jaxft.classifier import Classifier
+
+    numerics.self_check()
+    cache.compile_cache(Path(source))
+    return Classifier(source, task=task, length=arguments.length or length, dtype=arguments.dtype)
+
+
+def check_output(path: Path) -> None:
+    """Raises UserError where --output cannot be written: before the work, not after it."""
+    if path.is_dir():
+        raise UserError(f"--output={path} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UserError(f"--output={path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output={path}: the folder {path.parent} cannot be written")
+
+
+def _source(run: str, hf: str) -> str:
+    """The hub folder that --run or --hf names: exactly one of the two. Raises UserError otherwise."""
+    if bool(run) == bool(hf):
+        raise UserError("name one of --run=RUN_FOLDER and --hf=HUB_ID_OR_FOLDER")
+    if hf:
+        return hf
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"--run={run}: no such folder")
+    if not (folder / "hf").is_dir():
+        raise UserError(
+            f"--run={run} has no hf/ folder: the run is not finished. Finish it, or export a checkpoint with "
+            f"python -m jaxft.export --run={run} --out=DIR and pass --hf=DIR"
+        )
+    return str(folder / "hf")

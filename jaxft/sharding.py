@@ -1,0 +1,150 @@
+"""Where arrays live: a mesh from the config, and two maps from dimension letters to mesh axes.
+
+Models name letters only (`constrain(x_BLD, "BLD")`, `Dense(axes=("D", "F"))`); the maps say which mesh axis carries a
+letter. Parameters and activations have a map each, which is all that separates data, fully sharded and tensor
+parallelism (ZeRO-3: the parameter map shards D over `fsdp` while activations shard B over it).
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxft.registry import UserError
+
+AXES = ("data", "fsdp", "tensor", "context", "expert")
+STACKED = ("N",)  # leading axes of stacked blocks; they do not count towards a parameter's rank
+
+Rules = Mapping[str, str | Sequence[str] | None]
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `sizes` (axis -> devices; one -1 takes what is left) over `devices`, by default all of them.
+
+    Raises UserError where the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(sizes, len(devices))
+    # Auto: XLA propagates shardings between our constraints. jax.make_mesh defaults to Explicit, which every
+    # third-party operation would have to know about.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    """Sizes in the order of AXES, -1 filled in. Raises UserError where they do not fit `devices`."""
+    text = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+    if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise UserError(f"mesh: {text}: every axis must be 1 or more, and at most one may be -1 (what is left)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    free = -1 in sizes.values()
+    if devices % fixed or (not free and fixed != devices):
+        needs = "must divide" if free else "must equal"
+        raise UserError(
+            f"mesh: {text}: the product {fixed} {needs} the number of devices, {devices}; "
+            "set one axis to -1 to take what is left"
+        )
+    return tuple(devices // fixed if sizes[axis] == -1 else sizes[axis] for axis in AXES)
+
+
+def check_rules(params: Rules, activations: Rules) -> None:
+    """Raises UserError where a rule names an axis that no mesh has."""
+    for which, rules in (("params", params), ("activations", activations)):
+        for letter, axes in rules.items():
+            for axis in _names(axes):
+                if axis not in AXES:
+                    raise UserError(
+                        f"sharding.{which}.{letter}={axes!r}: no mesh axis {axis!r}; axes: {', '.join(AXES)}"
+                    )
+
+
+def axes_of(*maps: Rules) -> set[str]:
+    """The mesh axes that some rule uses."""
+    return {axis for rules in maps for axes in rules.values() for axis in _names(axes)}
+
+
+def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> P:
+    """The PartitionSpec of an array whose dimensions carry the letters `axes`.
+
+    A letter is left unsharded where its size does not divide, or where an earlier letter took the mesh axis.
+    """
+    taken: set[str] = set()
+    parts = []
+    for size, letter in zip(shape, axes, strict=True):
+        wanted = [a for a in _names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
+        if not wanted or size % math.prod(mesh.shape[a] for a in wanted):
+            parts.append(None)
+        else:
+            taken.update(wanted)
+            parts.append(tuple(wanted) if len(wanted) > 1 else wanted[0])
+    return P(*parts)
+
+
+def parameter_sharding(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> NamedSharding:
+    """Matrices by rule; vectors (biases, norm scales) stay replicated, since gathering them costs more than they do."""
+    if sum(letter not in STACKED for letter in axes) < 2:
+        return replicated(mesh)
+    return NamedSharding(mesh, spec(shape, axes, rules, mesh))
+
+
+def undivided(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> list[str]:
+    """Letters that a rule wants to shard and whose size does not divide: to be said aloud."""
+    return [
+        f"{letter}={size} by {'*'.join(wanted)}={math.prod(mesh.shape[a] for a in wanted)}"
+        for size, letter in zip(shape, axes, strict=True)
+        if (wanted := [a for a in _names(rules.get(letter)) if mesh.shape[a] > 1])
+        and size % math.prod(mesh.shape[a] for a in wanted)
+    ]
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def batch_shards(mesh: Mesh, activations: Rules) -> int:
+    """Into how many pieces the batch axis is cut."""
+    return math.prod(mesh.shape[axis] for axis in _names(activations["B"]))
+
+
+def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:
+    """Rows over the axes of letter B, everything else whole."""
+    return NamedSharding(mesh, P(tuple(_names(activations["B"]))))
+
+
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    if not axes:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+@dataclass(frozen=True)
+class _Active:
+    mesh: Mesh
+    rules: Rules
+
+
+_active: contextvars.ContextVar[_Active | None] = contextvars.ContextVar("sharding", default=None)
+
+
+@contextlib.contextmanager
+def activations(mesh: Mesh, rules: Rules) -> Iterator[None]:
+    """While tracing inside, `constrain` pins activations to `mesh` by `rules`."""
+    token = _active.set(_Active(mesh, rules))
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """`x` with its dimensions pinned by letter, such as `constrain(x_BLD, "BLD")`; no effect outside `activations`."""
+    active = _active.get()
+    if active is None or active.mesh.size == 1:
+        return x
+    where = NamedSharding(active.mesh, spec(x.shape, letters, active.rules, active.mesh))
+    return jax.lax.with_sharding_constraint(x, where)
