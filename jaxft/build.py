@@ -1,0 +1,148 @@
+"""From config to network: structure, shapes, shardings, and parameters that are never whole on one device."""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from jaxft import sharding
+from jaxft.config import Model as ModelSection
+from jaxft.config import Sharding as ShardingSection
+from jaxft.hf import load as hf_load
+from jaxft.layers.parameter import Init
+from jaxft.layers.stack import Execution
+from jaxft.models import MODELS
+from jaxft.registry import UserError, check_options, lookup
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a model before it has numbers."""
+
+    family: Any  # the module of models/ that declares it
+    cfg: Any  # its Config
+    head: str
+    structure: Any  # nnx graph definition
+    abstract: dict[str, jax.ShapeDtypeStruct]  # parameter path "blocks/attn/q/kernel" -> shape, dtype, sharding
+    inits: dict[str, Init]
+    mesh: Mesh
+    activations: sharding.Rules
+    float32: bool  # the compute dtype
+    unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
+
+    def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+        """logits_BSC in float32; for use inside jit."""
+        # GPUs and TPUs multiply float32 in fewer bits unless told otherwise; who asks for float32 gets it.
+        precision = jax.default_matmul_precision("float32" if self.float32 else None)
+        with precision, sharding.activations(self.mesh, self.activations):
+            return nnx.merge(self.structure, params)(batch, key)
+
+    @property
+    def table(self) -> dict[str, tuple[str, str]]:
+        """Parameter path -> (hub name, layout), trunk and head."""
+        return {**self.family.HF, **self.family.HF_HEADS[self.head]}
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters by top-level group."""
+        groups: dict[str, int] = {}
+        for path, leaf in self.abstract.items():
+            group = path.split("/")[0]
+            groups[group] = groups.get(group, 0) + leaf.size
+        return groups
+
+
+def network(
+    family: Any, cfg: Any, *, head: str, outputs: int, model: ModelSection, rules: ShardingSection, mesh: Mesh
+) -> Network:
+    """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`. Allocates nothing."""
+    platform = mesh.devices.flat[0].platform
+    dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
+    how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat)
+    structure, state = nnx.split(family.Model(cfg, head, outputs, how))
+    declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    abstract, inits, unsharded = {}, {}, []
+    for path, variable in declared.items():
+        shape, axes = variable.get_value().shape, variable.get_metadata("axes")
+        where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
+        abstract[path] = jax.ShapeDtypeStruct(shape, jnp.dtype(model.param_dtype), sharding=where)
+        inits[path] = variable.get_metadata("init")
+        if sum(letter not in sharding.STACKED for letter in axes) > 1:
+            unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
+    exact = dtype == "float32"
+    return Network(family, cfg, head, structure, abstract, inits, mesh, rules.activations, exact, tuple(unsharded))
+
+
+def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: Any) -> tuple[Any, Any]:
+    """(family module, its Config): hub values or the defaults, with `model.override` or `model.scratch` on top.
+
+    `hf` is a hub config.json or None; `given` are fields of a model from scratch that the run knows (vocab, pad_id).
+    """
+    if hf is not None and hf["model_type"] != model.name:
+        raise UserError(
+            f"model.name={model.name!r}, but {model.hf} holds a {hf['model_type']!r} model; "
+            f"set --config.model.name={hf['model_type']}"
+        )
+    family = lookup(MODELS, model.name, "model.name")
+    if hf is None:
+        if model.override:
+            raise UserError("model.override replaces fields of a checkpoint, but model.hf is empty; use model.scratch")
+        check_options(family.Config, model.scratch, "model.scratch", given)
+        return family, family.Config(**model.scratch, **given)
+    check_options(family.Config, model.override, "model.override", ("vocab", "pad_id"))
+    return family, dataclasses.replace(family.config_from_hf(hf), **model.override)
+
+
+def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[str, jax.Array]:
+    """Random parameters for `paths` (by default all), made on the devices that keep them.
+
+    Each path has its own key, so that its numbers depend neither on the mesh nor on which other parameters exist.
+    """
+    chosen = list(net.abstract) if paths is None else paths
+
+    def make(key: jax.Array) -> dict[str, jax.Array]:
+        made = {}
+        for path in chosen:
+            leaf, init = net.abstract[path], net.inits[path]
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            if path.startswith("blocks/"):
+                value = jax.vmap(lambda k, leaf=leaf, init=init: init(k, leaf.shape[1:]))(
+                    jax.random.split(own, leaf.shape[0])
+                )
+            else:
+                value = init(own, leaf.shape)
+            made[path] = value.astype(leaf.dtype)
+        return made
+
+    shardings = {path: net.abstract[path].sharding for path in chosen}
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
+
+
+def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -> tuple[Any, list[str]]:
+    """(nested parameters, what there is to say): hub weights from `folder` where given, random ones for the rest."""
+    if folder is None:
+        return unflatten_dict(initialise(net, seed), sep="/"), []
+    head = {path for path in net.abstract if path.startswith("head/")}
+    loaded, report = hf_load.load(
+        folder,
+        net.table,
+        unflatten_dict(net.abstract, sep="/"),
+        prefix=net.family.HF_PREFIX,
+        ignore=net.family.HF_IGNORE,
+        other=net.family.HF_OTHER,
+        legacy=net.family.HF_LEGACY,
+        optional=head,
+        reset=head if reset_head else set(),
+    )
+    flat = flatten_dict(loaded, sep="/")
+    new = [path for path in net.abstract if path not in flat]
+    said = [f"new, from random numbers: {', '.join(new)}"] if new else []
+    said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []
+    return unflatten_dict(flat | initialise(net, seed, new), sep="/"), said

@@ -1,0 +1,12 @@
+"""Layers: few, shared by every family, none knowing another's family.
+
+The letters of dimensions, used in variable names, einsums, parameter axes, hub layouts and sharding rules alike:
+
+    B batch rows   L row length (tokens)   M key length     S segment slots of a packed row
+    D model        F feed-forward          V vocabulary     T table rows other than V (positions, token types)
+    H heads        G key/value heads       K head size      HK, GK: heads x head size, flattened in kernels
+    P pooled width C classes or outputs    N layers         E experts   R rank
+
+Activations carry the compute dtype: an embedding casts once, every later layer follows its input. Parameters stay in
+their own dtype; norms, softmax and losses compute in float32.
+"""

@@ -1,0 +1,27 @@
+"""Model families, one file each. The key is the hub's `model_type`; a family file offers, for `build` and `hf`:
+
+Config, Model, TINY                       the network and a Config that a test runs in a second
+HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here")
+HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
+HF_ARCHITECTURES                          head -> the class that opens it in transformers
+config_from_hf, config_to_hf              config.json both ways; an unsupported field is refused by name
+flops_per_token                           for model FLOP utilisation
+"""
+
+MODELS = {
+    "bert": "jaxft.models.bert",
+}
+
+# Fields of a hub config.json that change no number of a forward or backward pass, in any family.
+# fmt: off
+HARMLESS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures",
+    "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "directionality", "dtype", "eos_token_id",
+    "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "cls_token_id", "is_composition",
+    "mask_token_id", "model_type", "num_labels", "output_attentions", "output_hidden_states", "output_past",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tie_word_embeddings",
+    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16",
+    "use_cache",
+})
+# fmt: on
