@@ -1,0 +1,33 @@
+"""A whole hub folder: weights, config.json, tokenizer, model card."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxft.hf import save, tokenizer
+
+
+def write(
+    folder: Path, net: Any, params: Any, *, task: Mapping[str, Any], tokenizer_folder: Path, dtype: str, card: str
+) -> None:
+    """Writes `folder` so that transformers opens it; an older export of that name is replaced whole.
+
+    `task` holds the config.json fields of the head (id2label, problem_type, ...); `dtype` is that of the tensors.
+    """
+    config = {
+        "architectures": [net.family.HF_ARCHITECTURES[net.head]],
+        "model_type": net.family.MODEL_TYPE,
+        **net.family.config_to_hf(net.cfg),
+        **task,
+        # Both names: transformers 4 reads torch_dtype, transformers 5 reads dtype.
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    with save.replacing(folder) as new:
+        save.save(new, params, net.table, dtype=dtype)  # by all processes: arrays are gathered
+        if jax.process_index() == 0:
+            save.save_json(new, "config.json", config)
+            tokenizer.copy_files(tokenizer_folder, new)
+            (new / "README.md").write_text(card, encoding="utf-8")

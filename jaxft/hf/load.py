@@ -1,0 +1,198 @@
+"""Hub weights -> parameters, streamed: every device reads only its slice, and no host holds the model.
+
+`match` settles by name and shape, before any byte is read, what each parameter is made of; whatever does not fit is
+listed in one error. `load` then builds one parameter at a time from memory-mapped files.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.hf import files
+from jaxft.hf.files import Stored, read_config
+from jaxft.hf.layout import Row, Table, rows
+from jaxft.registry import UserError
+
+__all__ = ["LoadReport", "load", "match", "read_config"]
+
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
+
+Index = tuple[int, ...]
+
+
+@dataclass
+class LoadReport:
+    """What did not come from the checkpoint, and what of it was not used. Both are to be said aloud."""
+
+    new: list[str] = field(default_factory=list)  # parameter paths, to be initialised by the caller
+    dropped: list[str] = field(default_factory=list)  # hub names of heads that this run does not have
+
+
+def load(
+    folder: Path,
+    table: Table,
+    abstract: Mapping[str, Any],
+    *,
+    prefix: str,
+    ignore: Collection[str],
+    other: Collection[str],
+    legacy: Mapping[str, str],
+    optional: Collection[str] = (),
+    reset: Collection[str] = (),
+) -> tuple[dict[str, Any], LoadReport]:
+    """The parameters of `abstract` (nested dict of ShapeDtypeStruct with shardings) from the safetensors of `folder`.
+
+    `table` has a row per parameter path. `prefix` is what the names of a bare trunk lack; `legacy` maps old name
+    endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other` belong to other heads.
+    Parameters in `optional` may be absent, those in `reset` are not read at all: both are left out of the result and
+    listed in `report.new`. Raises UserError that lists every tensor that is missing, extra, misshapen or there twice.
+    """
+    wanted, table_rows = flatten(abstract), rows(table)
+    if strangers := set(wanted) ^ set(table_rows):
+        raise ValueError(f"table and model differ in: {', '.join(sorted(strangers))}")
+    stored = files.index(folder)
+    sources, report = match(
+        folder,
+        stored,
+        table_rows,
+        wanted,
+        prefix=prefix,
+        ignore=ignore,
+        other=other,
+        legacy=legacy,
+        optional=optional,
+        reset=reset,
+    )
+    params: dict[str, Any] = {}
+    for path, tensors in sources.items():
+        *parents, last = path.split("/")
+        at = params
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = _read(wanted[path], table_rows[path], tensors)
+    return params, report
+
+
+def match(
+    folder: Path,
+    stored: Mapping[str, Stored],
+    table: Mapping[str, Row],
+    wanted: Mapping[str, Any],
+    *,
+    prefix: str,
+    ignore: Collection[str],
+    other: Collection[str],
+    legacy: Mapping[str, str],
+    optional: Collection[str],
+    reset: Collection[str],
+) -> tuple[dict[str, dict[Index, Stored]], LoadReport]:
+    """Which stored tensors make up each wanted parameter, by their index in its stacked axes."""
+    names = {path: dict(table[path].tensors(leaf.shape)) for path, leaf in wanted.items()}
+    known = {name for tensors in names.values() for name in tensors.values()}
+    found, twice = _canonical(stored, known, prefix, legacy)
+    problems = [f"there twice: {pair}" for pair in twice]
+
+    report = LoadReport()
+    for path in (*reset, *_absent(names, found, optional)):
+        if path not in report.new:
+            report.new.append(path)
+            report.dropped += [name for name in names.pop(path).values() if name in found]
+    for path, tensors in names.items():
+        shape = table[path].disk_shape(wanted[path].shape)
+        advice = "; --config.model.reset_head=True starts a new head instead" if path in optional else ""
+        problems += filter(None, (_mismatch(name, found.get(name), shape, advice) for name in tensors.values()))
+    for name in sorted(set(found) - known):
+        if any(re.fullmatch(pattern, name) for pattern in other):
+            report.dropped.append(name)
+        elif not any(re.fullmatch(pattern, name) for pattern in ignore):
+            problems.append(f"extra: {name} {_text(found[name].shape)}")
+    if problems:
+        raise UserError(
+            f"{folder}: the weights do not fit the model that config.json describes:\n  " + "\n  ".join(problems)
+            + "\nUse a complete checkpoint whose config.json was saved with these weights."
+        )  # fmt: skip
+    return {path: {at: found[name] for at, name in tensors.items()} for path, tensors in names.items()}, report
+
+
+def _mismatch(name: str, tensor: Stored | None, shape: tuple[int, ...], advice: str) -> str:
+    """What is wrong with one tensor of the checkpoint, or ""."""
+    if tensor is None:
+        return f"missing: {name} {_text(shape)}"
+    if tensor.shape != shape:
+        return f"misshapen: {name} is {_text(tensor.shape)}, the model needs {_text(shape)}{advice}"
+    if tensor.dtype not in DTYPES:
+        return f"unsupported dtype: {name} is {tensor.dtype}; supported: {', '.join(DTYPES)}"
+    return ""
+
+
+def _canonical(
+    stored: Mapping[str, Stored], known: Collection[str], prefix: str, legacy: Mapping[str, str]
+) -> tuple[dict[str, Stored], list[str]]:
+    """The stored tensors under today's names with the trunk's prefix, and the pairs that fall on one name.
+
+    A checkpoint may hold a tied tensor twice under two names of the table; nothing here merges them. A family whose
+    head is tied to its embedding has to compare the two before it drops one.
+    """
+    found: dict[str, Stored] = {}
+    origin: dict[str, str] = {}
+    twice = []
+    for name, tensor in stored.items():
+        new = next((name.removesuffix(old) + now for old, now in legacy.items() if name.endswith(old)), name)
+        if new not in known and prefix + new in known:
+            new = prefix + new
+        if new in found:
+            twice.append(f"{origin[new]} and {name}")
+        found[new], origin[new] = tensor, name
+    return found, twice
+
+
+def _absent(names: Mapping[str, Mapping[Index, str]], found: Collection[str], optional: Collection[str]) -> list[str]:
+    """Optional parameters of which the checkpoint has nothing. A layer that is there in part is damaged, not absent."""
+    present = {_module(path) for path, tensors in names.items() if any(name in found for name in tensors.values())}
+    return [path for path in names if path in optional and _module(path) not in present]
+
+
+def _module(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _read(leaf: Any, row: Row, tensors: Mapping[Index, Stored]) -> jax.Array:
+    """One parameter, each shard of it filled on its own."""
+    stacked = len(row.stacked)
+
+    def shard(index: Any) -> np.ndarray:  # one slice per axis
+        spans = [slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
+        out = np.empty([span.stop - span.start for span in spans], leaf.dtype)
+        for at in np.ndindex(*out.shape[:stacked]):
+            layer = tuple(span.start + i for span, i in zip(spans, at, strict=False))
+            on_disk = _open(tensors[layer])[row.layout.disk_index(spans[stacked:])]
+            out[at] = row.layout.to_param(on_disk)
+        return out
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+
+def _open(tensor: Stored) -> np.ndarray:
+    """The tensor as a memory map: only the pages of the slice that is taken are read."""
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, DTYPES[tensor.dtype])
+    return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.offset, tensor.shape)
+
+
+def flatten(tree: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
+    """Nested dict -> {"a/b/c": leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{parent}{key}"
+        flat.update(flatten(value, path + "/") if isinstance(value, Mapping) else {path: value})
+    return flat

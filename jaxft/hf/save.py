@@ -1,0 +1,205 @@
+"""Parameters -> a Hugging Face folder, streamed: host memory holds one parameter's layer at a time.
+
+    with replacing(folder) as temporary:        # nothing is seen of a folder that is not complete
+        save(temporary, params, table, dtype="float32")
+        save_json(temporary, "config.json", {...})
+
+The files are written here rather than by the safetensors library, which needs a whole shard in memory and stores a
+transposed array wrongly without a word.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxft.hf import files
+from jaxft.hf.layout import Row, Table, rows
+from jaxft.hf.load import flatten
+from jaxft.registry import UserError, nearest
+
+DTYPES = {"float32": ("F32", np.float32), "bfloat16": ("BF16", jnp.bfloat16), "float16": ("F16", np.float16)}
+
+# "format": what transformers requires; "writer": how `replacing` knows a folder that it may replace.
+METADATA = {"format": "pt", "writer": "jaxft"}
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One hub tensor to be written, and where it comes from."""
+
+    name: str
+    shape: tuple[int, ...]
+    path: str
+    index: tuple[int, ...]
+
+
+def save(
+    folder: Path, params: Mapping[str, Any], table: Table, *, dtype: str, shard_bytes: int = 5_000_000_000
+) -> list[str]:
+    """Writes `params` as safetensors into `folder`, in files of `shard_bytes` at most, and returns the files' names.
+
+    `dtype` is float32, bfloat16 or float16. With several processes all must call it, since each array is gathered; the
+    first writes. Raises UserError for an unknown dtype, a disk that is too small, and a value that overflows float16.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not known; known: {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
+    itemsize = np.dtype(DTYPES[dtype][1]).itemsize
+    flat, table_rows = flatten(params), rows(table)
+    if strangers := set(flat) ^ set(table_rows):
+        raise ValueError(f"table and parameters differ in: {', '.join(sorted(strangers))}")
+    plan = _plan(flat, table_rows, itemsize, shard_bytes)
+    total = sum(math.prod(param.shape) for param in flat.values()) * itemsize
+    writes = jax.process_index() == 0
+    if writes:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(folder, total)
+    for name, shard in plan.items():
+        with (folder / name).open("wb") if writes else contextlib.nullcontext() as stream:
+            _write(stream, shard, flat, table_rows, dtype)
+    if writes and len(plan) > 1:
+        weight_map = {tensor.name: name for name, shard in plan.items() for tensor in shard}
+        save_json(folder, files.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return list(plan)
+
+
+def _plan(
+    flat: Mapping[str, Any], table: Mapping[str, Row], itemsize: int, shard_bytes: int
+) -> dict[str, list[_Tensor]]:
+    """File name -> its tensors, in the table's order. A tensor larger than `shard_bytes` gets a file of its own."""
+    shards: list[list[_Tensor]] = [[]]
+    used = 0
+    for path, row in table.items():
+        shape = row.disk_shape(flat[path].shape)
+        size = math.prod(shape) * itemsize
+        for index, name in row.tensors(flat[path].shape):
+            if shards[-1] and used + size > shard_bytes:
+                shards.append([])
+                used = 0
+            shards[-1].append(_Tensor(name, shape, path, index))
+            used += size
+    if len(shards) == 1:
+        return {files.SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def _write(stream: Any, shard: list[_Tensor], flat: Mapping[str, Any], table: Mapping[str, Row], dtype: str) -> None:
+    """Header, then the bytes of tensor after tensor. `stream` is None in a process that only helps to gather."""
+    code, kind = DTYPES[dtype]
+    if stream is not None:
+        header: dict[str, Any] = {"__metadata__": METADATA}
+        end = 0
+        for tensor in shard:
+            begin, end = end, end + math.prod(tensor.shape) * np.dtype(kind).itemsize
+            header[tensor.name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format asks for tensors aligned to 8 bytes
+        stream.write(len(text).to_bytes(8, "little") + text)
+    for tensor in shard:
+        array = _gather(flat[tensor.path], tensor.index)
+        if stream is not None:
+            stream.write(_on_disk(array, table[tensor.path], tensor.name, kind).data)
+    if stream is not None:
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _gather(param: Any, index: tuple[int, ...]) -> np.ndarray:
+    """One layer of a parameter, whole, on this host."""
+    one = param[index] if index else param
+    if jax.process_count() == 1:
+        return np.asarray(one)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(one, tiled=True))
+
+
+def _on_disk(array: np.ndarray, row: Row, name: str, kind: Any) -> np.ndarray:
+    """Bytes of `array` in disk order and dtype, as uint8."""
+    exact = np.ascontiguousarray(row.layout.to_disk(array))
+    with np.errstate(over="ignore"):  # reported below, by name
+        cast = exact.astype(kind)
+    if kind is np.float16 and (np.isinf(cast) & np.isfinite(exact)).any():
+        raise UserError(f"dtype='float16': {name} has values beyond 65504, which float16 cannot hold; use bfloat16")
+    return cast.reshape(-1).view(np.uint8)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise UserError(
+            f"{folder}: the weights need {needed:,} bytes and the disk has {free:,} free; nothing was written"
+        )
+
+
+def save_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+    """`value` as `name` in `folder`, in the way of transformers: sorted keys, indented by two."""
+    with (folder / name).open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an exception.
+
+    So a reader finds the old export or the new one, never half of one. Raises UserError where `folder` holds anything
+    but an earlier export of jaxft. Only the first process creates and moves; the others get a path they must not use.
+    """
+    folder = folder.absolute()
+    temporary, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    if jax.process_index() != 0:
+        yield temporary
+        return
+    if old.exists() and not folder.exists():  # an earlier process died between the two renames below
+        old.rename(folder)
+    _check_replaceable(folder)
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _sync(temporary)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _sync_names(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """An export may replace an empty folder or an earlier export, never somebody's files."""
+    if not folder.exists():
+        return
+    held = list(folder.iterdir()) if folder.is_dir() else [folder]
+    weights = [file for file in held if file.suffix == ".safetensors" and file.is_file()]
+    ours = weights and all(files.header(file, str(file))[1].get("writer") == "jaxft" for file in weights)
+    if held and not (ours and all(file.is_file() for file in held)):
+        raise UserError(
+            f"{folder} holds files that are not an earlier export of jaxft; choose another folder or empty it"
+        )
+
+
+def _sync(folder: Path) -> None:
+    """Makes the files of `folder`, and their names, survive a power cut."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+    _sync_names(folder)
+
+
+def _sync_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,228 @@
+"""Text -> token ids, by the Rust tokenizer alone (0.03 s to import, where transformers takes seconds)."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxft.hf import files
+from jaxft.registry import UserError
+
+TOKENIZER = "tokenizer.json"
+TEXT_VOCABS = ("vocab.txt", "vocab.json")
+VOCABS = (*TEXT_VOCABS, "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+# Every file that any tokenizer of the hub consists of; copied unchanged into an export, so that it stays the same one.
+FILES = (
+    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *VOCABS,
+    *("merges.txt", "bpe.codes"),
+)
+TOKENIZER_BYTES = 200_000_000  # the largest on the hub are some 35 MB
+
+ALPHABET = 1000  # letters kept, the most frequent ones; words with any other letter become [UNK]
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+class Encoded(NamedTuple):
+    """One text or pair: token ids, token types (0 first text, 1 second), and whether it was cut to fit."""
+
+    ids: np.ndarray  # int32 [length]
+    types: np.ndarray  # uint8 [length]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer with its special tokens. `vocab_size` is the highest id + 1; `fingerprint` changes with any file."""
+
+    tokenizer: Any
+    vocab_size: int
+    pad_id: int
+    fingerprint: str
+
+    def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
+        """Ids of (text, None) or (text, pair), special tokens included, at most `max_length`, no padding.
+
+        Too long a pair loses tokens from its longer side first. An empty text is its special tokens alone.
+        Raises UserError where `max_length` has no room for one token beside the special ones.
+        """
+        pairs = any(pair is not None for _, pair in texts)
+        special = self.tokenizer.num_special_tokens_to_add(pairs)
+        if max_length <= special:
+            raise UserError(
+                f"a length of {max_length} has no room for text: {special} tokens of each example are special"
+            )
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_length, strategy="longest_first")
+        encodings = self.tokenizer.encode_batch_fast([text if pair is None else (text, pair) for text, pair in texts])
+        return [
+            Encoded(
+                np.array(one.ids, np.int32),
+                np.array(one.type_ids, np.uint8),
+                # `overflowing` copies what was cut off: asked for only where something may have been.
+                len(one.ids) == max_length and bool(one.overflowing),
+            )
+            for one in encodings
+        ]
+
+
+def load(folder: Path) -> TextEncoder:
+    """The tokenizer of a model folder: `tokenizer.json`, else what transformers makes of its older files.
+
+    Raises UserError where there is none, where it cannot be read, and where it has no padding token.
+    """
+    present = [name for name in FILES if (folder / name).exists()]
+    for name in present:
+        if (size := files.inside(folder, name).stat().st_size) > TOKENIZER_BYTES:
+            raise UserError(f"{folder / name} is {size:,} bytes; tokenizer files above {TOKENIZER_BYTES:,} are refused")
+    identity = [TOKENIZER] if TOKENIZER in present else present
+    content = [files.inside(folder, name).read_bytes() for name in identity]
+    tokenizer = _from_json(folder, content[0]) if TOKENIZER in present else _from_older(folder)
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    pad = _pad_token(folder)
+    if pad not in vocab:
+        raise UserError(f"{folder}: the padding token {pad!r} is not in the tokenizer's vocabulary")
+    return TextEncoder(tokenizer, max(vocab.values()) + 1, vocab[pad], hashlib.sha256(b"".join(content)).hexdigest())
+
+
+def _from_json(folder: Path, content: bytes) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise UserError(f"{folder / TOKENIZER} is not a tokenizer: {error}") from None
+
+
+def _from_older(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    vocabs = [name for name in VOCABS if (folder / name).exists()]
+    # Checked here, since without a vocabulary transformers 5 makes up a tokenizer of five tokens.
+    if not vocabs:
+        raise UserError(f"{folder} has no tokenizer: neither {TOKENIZER} nor any of {', '.join(VOCABS)}")
+    try:
+        for name in set(vocabs) & set(TEXT_VOCABS):
+            files.inside(folder, name).read_text(encoding="utf-8")
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).backend_tokenizer
+    except (ValueError, OSError, ImportError, AttributeError) as error:
+        raise UserError(f"{folder} has no {TOKENIZER}, and transformers opens no tokenizer there: {error}") from None
+
+
+def _pad_token(folder: Path) -> str:
+    """The padding token's text, from whichever file names it; a token may be a string or an object with `content`."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).exists():
+            token = files.read_json(folder, name).get("pad_token")
+            if token is not None:
+                return token["content"] if isinstance(token, dict) else token
+    raise UserError(f"{folder}: no pad_token in tokenizer_config.json or special_tokens_map.json; add one")
+
+
+def check_vocab(encoder: TextEncoder, rows: int) -> None:
+    """Raises UserError where the tokenizer knows ids that the embedding of `rows` rows does not.
+
+    On an accelerator such a lookup would silently return another row.
+    """
+    if encoder.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer has {encoder.vocab_size} ids and the model's embedding {rows} rows; use the tokenizer that"
+            " belongs to the model, or train from scratch with a vocabulary of that size"
+        )
+
+
+def copy_files(source: Path, target: Path) -> list[str]:
+    """Copies the tokenizer files of `source`, byte for byte, and returns their names."""
+    present = [name for name in FILES if (source / name).exists()]
+    for name in present:
+        shutil.copyfile(files.inside(source, name), target / name)
+    return present
+
+
+def train_wordpiece(
+    texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512
+) -> TextEncoder:
+    """Trains BERT's WordPiece tokenizer of at most `vocab` ids on `texts`; writes it for transformers into `folder`.
+
+    `positions` is the longest input of the model that it is for. The texts are held in memory: they are read twice.
+    The same texts give the same file. `folder` appears complete or not at all; raises UserError where it holds files.
+    Source: Devlin et al. 2018; Wu et al. 2016, section 4.1.
+    """
+    from tokenizers import Tokenizer, decoders, models, processors
+
+    held = list(texts)
+    # The trainer numbers the pieces inside words ("##a") in the order of a randomly seeded hash table, and breaks ties
+    # between merges by those numbers, so that every run gives another vocabulary. Given as special tokens they come
+    # first, in our order.
+    special = list(SPECIAL.values())
+    inside = sorted(piece for piece in _wordpieces(held, 0, special, lowercase) if piece.startswith("##"))
+    pieces = _wordpieces(held, vocab, special + inside, lowercase)
+
+    tokenizer: Any = Tokenizer(models.WordPiece(pieces, unk_token=SPECIAL["unk_token"], max_input_chars_per_word=100))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _splitting(lowercase)
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(special)
+    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(token, pieces[token]) for token in (cls, sep)],
+    )
+    _write(tokenizer, folder, lowercase, positions)
+    return load(folder)
+
+
+def _wordpieces(texts: list[str], vocab: int, first: list[str], lowercase: bool) -> dict[str, int]:
+    """Piece -> id: `first` in order, then every letter of `texts`, then merges up to `vocab` ids."""
+    from tokenizers import Tokenizer, models, trainers
+
+    tokenizer: Any = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _splitting(lowercase)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab, special_tokens=first, limit_alphabet=ALPHABET, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.get_vocab()
+
+
+def _splitting(lowercase: bool) -> tuple[Any, Any]:
+    """BERT's normalizer and pre-tokenizer; accents are stripped where letters are made lower case."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    return normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
+
+
+def _write(tokenizer: Any, folder: Path, lowercase: bool, positions: int) -> None:
+    """The files that both transformers 4 and 5 read; vocab.txt and its options are what version 4 may rebuild from."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; a new tokenizer needs a folder of its own")
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": lowercase,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "clean_up_tokenization_spaces": True,
+        "model_max_length": positions,
+        **SPECIAL,
+    }
+    temporary = folder.absolute().with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that died here
+    temporary.mkdir(parents=True)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    vocab = "".join(f"{token}\n" for token in sorted(ids, key=lambda token: ids[token]))
+    (temporary / "vocab.txt").write_text(vocab, encoding="utf-8", newline="\n")
+    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", SPECIAL)):
+        (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(temporary / TOKENIZER))
+    temporary.rename(folder)
