@@ -1,0 +1,115 @@
+"""A user's own files: jsonl, csv, tsv, txt and parquet, each also gzipped. Large files are mapped, never held."""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from jaxft.data.opening import Table, open_table, sha256
+from jaxft.data.source import Dataset, Split, fingerprint
+from jaxft.registry import BadRow, UserError
+
+
+def files(*, train: str, validation: str, test: str, holdout: float) -> Dataset:
+    """Splits read from files, by the ending of their names (.jsonl .csv .tsv .txt .parquet, or any of these with .gz).
+
+    jsonl: one object a line. csv, tsv: a header line; all values are strings; tsv has no quoting. txt: one row
+    {"text": line} a line. Blank lines are skipped.
+
+    train, validation, test: paths; "" = no such split.
+    holdout: share of the train rows, 0 <= holdout < 1, held out as validation where `validation` is "". Chosen by a
+        hash of the row's content: equal rows stay together, and a row stays where it is when others come or go.
+    Raises UserError for a file that is missing, empty, of an unknown format or with a bad header. Single rows that
+    cannot be read are listed in `Split.bad`.
+    """
+    if not 0 <= holdout < 1:
+        raise UserError(f"data.holdout={holdout} must be at least 0 and less than 1")
+    given = {"train": train, "validation": validation, "test": test}
+    if not any(given.values()):
+        raise UserError("data.train, data.validation and data.test are all empty; set data.train to a file")
+    splits = {split: read_split(path, f"data.{split}") for split, path in given.items() if path}
+    if holdout and not validation and "train" in splits:
+        splits |= hold_out(splits["train"], holdout)
+    return Dataset("files", splits, {})
+
+
+def read_split(path: str, field: str = "file") -> Split:
+    """The rows of one file. `field` names the config key in errors."""
+    table = open_table(path, field)
+    starts, ends, numbers, bad = array("q"), array("q"), array("q"), []
+    for start, end, number in table.spans():
+        try:
+            table.read(start, end)
+        except BadRow as error:
+            bad.append((f"{path}:{number}", str(error)))
+        else:
+            starts.append(start)
+            ends.append(end)
+            numbers.append(number)
+    if not starts and not bad:
+        raise UserError(f"{field}={path!r} has no rows; give a file with at least one")
+    spans = np.stack([np.frombuffer(column, np.int64) for column in (starts, ends, numbers)])
+    return _split(Rows(table, spans), sha256(path), path, bad)
+
+
+def hold_out(train: Split, share: float) -> dict[str, Split]:
+    """train and validation made of `train`. The unreadable rows stay with train."""
+    rows = train.rows
+    assert isinstance(rows, Rows)
+    held = np.fromiter((point(raw) < share for raw in rows.raw()), bool, len(rows))
+    if held.all() or not held.any():
+        raise UserError(f"data.holdout={share} leaves {'train' if held.all() else 'validation'} without a row")
+    parts = {"train": Rows(rows.table, rows.spans[:, ~held]), "validation": Rows(rows.table, rows.spans[:, held])}
+    path = train.where(0).rpartition(":")[0]
+    identity = {name: fingerprint(file=train.fingerprint, holdout=share, side=name) for name in parts}
+    return {
+        name: _split(part, identity[name], path, train.bad if name == "train" else ()) for name, part in parts.items()
+    }
+
+
+def point(raw: bytes) -> float:
+    """A place in [0, 1) that depends on the content of a record alone, not on its line end."""
+    digest = hashlib.blake2b(raw.rstrip(b"\r\n"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def read_rows(path: str, field: str = "input") -> Iterator[tuple[str, dict[str, Any] | BadRow]]:
+    """(where, row or BadRow) of a file of any size, in order, holding one row at a time."""
+    table = open_table(path, field)
+    for start, end, number in table.spans():
+        try:
+            yield f"{path}:{number}", table.read(start, end)
+        except BadRow as error:
+            yield f"{path}:{number}", error
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """Rows of a table by their [3, X] spans: first byte, end, line number. A row is parsed when it is asked for."""
+
+    def __init__(self, table: Table, spans: np.ndarray):
+        self.table = table
+        self.spans = spans
+
+    def __len__(self) -> int:
+        return self.spans.shape[1]
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, end, _ = self.spans[:, index].tolist()
+        return self.table.read(start, end)
+
+    def raw(self) -> Iterator[bytes]:
+        """The records as they stand in the file."""
+        for start, end, _ in self.spans.T.tolist():
+            yield self.table.record(start, end)
+
+
+def _split(rows: Rows, identity: str, path: str, bad: Sequence[tuple[str, str]]) -> Split:
+    return Split(rows, identity, lambda i: f"{path}:{rows.spans[2, i]}", bad)

@@ -1,0 +1,79 @@
+"""Opens a file of rows by its name: the right format, gzip undone, mapped into memory instead of read."""
+
+import gzip
+import hashlib
+import mmap
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from jaxft.data.text_formats import FORMATS
+from jaxft.registry import UserError, nearest
+
+ENDINGS = ", ".join(f".{name}" for name in (*FORMATS, "parquet"))
+
+
+class Table(Protocol):
+    """A file of rows. A span is (start, end, line number): bytes of a text file, row numbers of a parquet file."""
+
+    def spans(self) -> Iterator[tuple[int, int, int]]: ...
+    def record(self, start: int, end: int) -> bytes: ...
+    def read(self, start: int, end: int) -> dict[str, Any]: ...
+
+
+def open_table(path: str, field: str) -> Table:
+    """The file as a table. `field` names the config key or flag in errors.
+
+    Raises UserError when the file is missing, empty, of an unknown format, or has a bad header.
+    """
+    name = Path(path).name.lower()
+    ending = name.removesuffix(".gz").rpartition(".")[2]
+    if ending not in FORMATS and ending != "parquet":
+        raise UserError(f"{field}={path!r}: the name must end in one of {ENDINGS}, or in one of these and .gz")
+    _check_file(path, field)
+    with open(path, "rb") as packed:
+        file = _unpacked(packed, path, field) if name.endswith(".gz") else packed
+        with file:
+            if not os.fstat(file.fileno()).st_size:
+                raise UserError(f"{field}={path!r} is empty; give a file with at least one row")
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if ending == "parquet":
+        from jaxft.data.parquet import Parquet
+
+        return Parquet(path, buffer)
+    if buffer[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{field}={path!r} is UTF-16; save it as UTF-8")
+    return FORMATS[ending](path, buffer)
+
+
+def sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: str, field: str) -> None:
+    if os.path.isfile(path):
+        return
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{field}={path!r}: the folder {folder} does not exist")
+    there = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    kind = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+    raise UserError(f"{field}={path!r} {kind}{nearest(Path(path).name, there)}")
+
+
+def _unpacked(packed: BinaryIO, path: str, field: str) -> BinaryIO:
+    """The content of a gzip file in a nameless temporary file: random access needs it uncompressed."""
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    try:
+        with gzip.open(packed) as stream:
+            shutil.copyfileobj(stream, unpacked, 2**20)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        unpacked.close()
+        raise UserError(f"{field}={path!r} is not a whole gzip file ({error}); fetch or write it again") from error
+    unpacked.flush()
+    return unpacked

@@ -1,0 +1,123 @@
+"""Batches of a token cache by a plan. Batch k is a pure function of (cache, plan, seed, k): position = step."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxft.data.pack import Plan
+from jaxft.data.tokens import TokenCache
+
+Batch = dict[str, np.ndarray]
+EMPTY = -1  # as a row number: a row without examples
+
+
+def batches(
+    tokens: TokenCache,
+    plan: Plan,
+    *,
+    batch: int,
+    row_length: int,
+    seed: int,
+    start: int,
+    process: int,
+    processes: int,
+    shuffle: bool,
+) -> Iterator[Batch]:
+    """Endless batches from the `start`-th on: every row once an epoch, in a new order each epoch when `shuffle`.
+
+    batch: rows of the global batch; of its equal parts this process gets number `process`. So the global batch,
+    even its row order, is the same for any number of processes. A batch may span two epochs.
+    Raises ValueError when `processes` does not divide `batch`.
+    """
+    import grain
+
+    local = _local_rows(batch, process, processes)
+    rows = grain.MapDataset.range(plan.rows).seed(seed)
+    if shuffle:
+        rows = rows.shuffle()
+    # Shuffle and batch handle row numbers only; one vectorised function then makes the whole batch.
+    dataset = rows.repeat().batch(batch).map(lambda numbers: assemble(tokens, plan, numbers[local], row_length))
+    stream = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    stream.set_state({"next_index": start})
+    return stream
+
+
+def eval_batches(
+    tokens: TokenCache, plan: Plan, *, batch: int, row_length: int, process: int, processes: int
+) -> Iterator[Batch]:
+    """One pass in the plan's order. Empty rows fill the last batch, so every process has the same number of batches."""
+    local = _local_rows(batch, process, processes)
+    for first in range(0, plan.rows, batch):
+        numbers = np.arange(first, first + batch)
+        yield assemble(tokens, plan, np.where(numbers < plan.rows, numbers, EMPTY)[local], row_length)
+
+
+def _local_rows(batch: int, process: int, processes: int) -> slice:
+    if batch % processes:
+        raise ValueError(
+            f"batch={batch} is not divisible by {processes} processes; use {max(batch // processes, 1) * processes}"
+        )
+    share = batch // processes
+    return slice(process * share, (process + 1) * share)
+
+
+def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int) -> Batch:
+    """The batch of these rows of the plan (EMPTY = a row without examples), without Python code per example.
+
+    ids, type, segment (0 = padding, 1.. = the row's examples), position (from 0 in each segment): int32 [B, L].
+    first (index of each segment's first token), example (index into the cache, -1 = empty slot): int32 [B, S].
+    weight (1 = example, 0 = empty slot): float32 [B, S]. label: [B, S] or [B, S, C], 0 in empty slots.
+    """
+    B, L, S = len(rows_B), row_length, plan.max_segments
+    # E: the examples of the batch, row after row; T: their tokens.
+    count_B = np.where(rows_B == EMPTY, 0, plan.offsets[rows_B + 1] - plan.offsets[rows_B])
+    row_E = np.repeat(np.arange(B), count_B)
+    slot_E = _count_within(count_B)
+    example_E = plan.examples[np.repeat(plan.offsets[rows_B], count_B) + slot_E]
+    source_E = tokens.offsets[example_E]
+    length_E = tokens.offsets[example_E + 1] - source_E
+    before_E = np.cumsum(length_E) - length_E
+    row_start_E = np.repeat(before_E[slot_E == 0], count_B[count_B > 0])
+    first_E = before_E - row_start_E
+
+    position_T = _count_within(length_E)
+    source_T = np.repeat(source_E, length_E) + position_T
+    target_T = np.repeat(row_E * L + first_E, length_E) + position_T
+
+    def tokens_BL(values_T: np.ndarray) -> np.ndarray:
+        out = np.zeros(B * L, np.int32)
+        out[target_T] = values_T
+        return out.reshape(B, L)
+
+    def slots_BS(values_E: np.ndarray, dtype: type | np.dtype, empty: int = 0) -> np.ndarray:
+        out = np.full((B, S, *values_E.shape[1:]), empty, dtype)
+        out[row_E, slot_E] = values_E
+        return out
+
+    return {
+        "ids": tokens_BL(tokens.ids[source_T]),
+        "type": tokens_BL(tokens.types[source_T]),
+        "segment": tokens_BL(np.repeat(slot_E + 1, length_E)),
+        "position": tokens_BL(position_T),
+        "first": slots_BS(first_E, np.int32),
+        "label": slots_BS(tokens.labels[example_E], tokens.labels.dtype),
+        "weight": slots_BS(np.ones(len(example_E)), np.float32),
+        "example": slots_BS(example_E, np.int32, empty=-1),
+    }
+
+
+def _count_within(counts: np.ndarray) -> np.ndarray:
+    """0, 1, .. within each group: [2, 3] -> [0, 1, 0, 1, 2]."""
+    starts = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) - np.repeat(starts, counts)
+
+
+def digest(batch: Batch) -> str:
+    """16 hex digits that identify the content of a batch, for the batch log."""
+    state = hashlib.blake2b(digest_size=8)
+    for key in sorted(batch):
+        value = np.ascontiguousarray(batch[key])
+        state.update(f"{key} {value.dtype.str} {value.shape} ".encode())
+        state.update(value.data)
+    return state.hexdigest()

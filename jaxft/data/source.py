@@ -1,0 +1,60 @@
+"""What every data set of the registry returns: named splits of rows with random access.
+
+A row is a mapping of plain Python values (str, int, float, bool, None, list, dict); bytes are decoded already.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxft.registry import BadRow
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    rows: `len(rows)`, `rows[i]`; reading one may raise BadRow.
+    fingerprint: identity of the content; it changes when any row may have changed.
+    where: place of row i for messages, such as "train.jsonl:17" (lines count from 1).
+    bad: (where, reason) of the rows that could not even be read; they have no index.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    fingerprint: str
+    where: Callable[[int], str]
+    bad: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """`splits`: the splits asked for. `label_names`: column -> class names, where the source knows them."""
+
+    name: str
+    splits: dict[str, Split]
+    label_names: dict[str, tuple[str, ...]]
+
+
+def fingerprint(**facts: Any) -> str:
+    """A short hash of JSON-able facts, whatever their order."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def plain(value: Any) -> Any:
+    """A value of a columnar format as plain Python; bytes as UTF-8 text. Raises BadRow for bytes that are not UTF-8."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise BadRow(f"not UTF-8 (byte {error.start}: {error.reason})") from error
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value)  # dates, decimals

@@ -1,0 +1,155 @@
+"""Writes a token cache chunk by chunk: nothing but offsets, labels and row numbers stays in memory."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.data.source import Split
+from jaxft.registry import BadRow, UserError
+
+REPORTED = 1000  # bad rows listed; all are counted
+NO_LABEL = -100
+INT32 = range(-(2**31), 2**31)
+
+
+class Chunk:
+    """Examples on their way to the tokenizer."""
+
+    def __init__(self):
+        self.rows: list[int] = []
+        self.texts: list[tuple[str, str | None]] = []
+        self.labels: list[Any] = []
+
+    def append(self, row: int, text: str, pair: str | None, label: Any) -> None:
+        """Raises BadRow when the label is no finite number or list of such."""
+        for number in label if isinstance(label, list) else () if label is None else (label,):
+            _check_number(number)
+        self.rows.append(row)
+        self.texts.append((text, pair))
+        self.labels.append(label)
+
+
+def _check_number(value: Any) -> None:
+    if not isinstance(value, (int, float)):
+        raise BadRow(f"label {value!r} is not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadRow(f"label {value} is not finite")
+    if isinstance(value, int) and value not in INT32:
+        raise BadRow(f"label {value} does not fit into 32 bits")
+
+
+def flatten(encoded: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """All ids and all token types of (ids, types, truncated) triples, int64 [tokens] each."""
+    none = np.zeros(0, np.int64)
+    ids = np.concatenate([none, *(one[0] for one in encoded if len(one[0]))])
+    types = np.concatenate([none, *(one[1] for one in encoded if len(one[1]))])
+    return ids, types
+
+
+def label_array(labels: list[Any], where: str) -> np.ndarray:
+    """int32 or float32 [X], float32 [X, C]; -100 for examples without labels. `where` is for the message."""
+    if all(label is None for label in labels):
+        return np.full(len(labels), NO_LABEL, np.int32)
+    try:
+        if None in labels:  # numpy would make it a NaN
+            raise ValueError
+        array = np.array(labels, np.float64)
+    except (TypeError, ValueError) as error:  # numbers among lists, lists of several lengths
+        raise UserError(
+            f"from {where} on, some labels are numbers and others are lists of another length or absent; "
+            f"all rows of a split need the same kind of label"
+        ) from error
+    whole = array.ndim == 1 and all(isinstance(label, int) for label in labels)
+    return array.astype(np.int32 if whole else np.float32)
+
+
+class TokenWriter:
+    """A context: `add` chunks in order, then `finish`.
+
+    Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json and bad_rows.json into `folder`.
+    """
+
+    def __init__(self, folder: Path, split: Split):
+        self._folder = folder
+        self._split = split
+        self._ids = open(folder / "ids.uint32", "wb")  # noqa: SIM115 - closed on leaving
+        self._types = open(folder / "types.bin", "wb")  # noqa: SIM115
+        self._lengths: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._max_id = 0
+        self._bad = list(split.bad[:REPORTED])
+        self._counts = {"rows": len(split.rows) + len(split.bad), "kept": 0, "bad": len(split.bad)}
+        self._counts |= {"truncated": 0, "empty": 0}
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ids.close()
+        self._types.close()
+
+    def reject(self, where: str, reason: str) -> None:
+        """Counts a bad row."""
+        self._counts["bad"] += 1
+        if len(self._bad) < REPORTED:
+            self._bad.append((where, reason))
+
+    def add(self, chunk: Chunk, encoded: Sequence[tuple[Sequence[int], Sequence[int], bool]]) -> None:
+        """Raises UserError for a negative id, or for labels of another kind than those before."""
+        lengths = np.fromiter((len(ids) for ids, _, _ in encoded), np.int64, len(encoded))
+        kept = range(len(chunk.rows))
+        if not lengths.all():
+            for index in np.flatnonzero(lengths == 0):
+                self.reject(self._split.where(chunk.rows[index]), "has no tokens")
+            kept = np.flatnonzero(lengths).tolist()
+            encoded, lengths = [encoded[i] for i in kept], lengths[lengths > 0]
+        ids, types = flatten(encoded)
+        if ids.min(initial=0) < 0:
+            row = chunk.rows[kept[int(np.searchsorted(np.cumsum(lengths), int(np.argmin(ids)), side="right"))]]
+            raise UserError(f"{self._split.where(row)} has token id {ids.min()}; the tokenizer is broken")
+        self._ids.write(ids.astype(np.uint32).data)
+        self._types.write(types.astype(np.uint8).data)
+        self._max_id = max(self._max_id, int(ids.max(initial=0)))
+        self._lengths.append(lengths)
+        self._rows.append(np.array([chunk.rows[i] for i in kept], np.int64))
+        self._labels.append(label_array([chunk.labels[i] for i in kept], self._split.where(chunk.rows[0])))
+        self._counts["kept"] += len(kept)
+        self._counts["truncated"] += sum(truncated for _, _, truncated in encoded)
+        self._counts["empty"] += sum(not chunk.texts[i][0].strip() for i in kept)
+
+    def finish(self) -> None:
+        """Writes what was gathered."""
+        self._ids.close()
+        self._types.close()
+        dtype = np.uint16 if self._max_id < 2**16 else np.uint32
+        _convert(self._folder / "ids.uint32", self._folder / "ids.bin", dtype)
+        lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])
+        np.save(self._folder / "offsets.npy", np.cumsum(lengths))
+        np.save(self._folder / "row.npy", np.concatenate([np.zeros(0, np.int64), *self._rows]))
+        np.save(self._folder / "labels.npy", self._joined_labels())
+        report = {"counts": self._counts, "max_id": self._max_id, "id_dtype": np.dtype(dtype).name}
+        (self._folder / "report.json").write_text(json.dumps(report, indent=1))
+        (self._folder / "bad_rows.json").write_text(json.dumps(self._bad, indent=1, ensure_ascii=False))
+
+    def _joined_labels(self) -> np.ndarray:
+        shapes = {array.shape[1:] for array in self._labels}
+        if len(shapes) > 1:
+            raise UserError(f"labels of several shapes {sorted(shapes)} in one split; all rows need the same")
+        if not self._labels:
+            return np.zeros(0, np.int32)
+        # Whole numbers in one chunk, fractions in another: then all are values. Exact, since float32 comes from both.
+        dtype = np.float32 if any(array.dtype == np.float32 for array in self._labels) else np.int32
+        return np.concatenate([array.astype(dtype) for array in self._labels])
+
+
+def _convert(source: Path, target: Path, dtype: type) -> None:
+    """Copies a file of uint32 as `dtype`, a block at a time: which one fits is known only after the last id."""
+    with open(source, "rb") as read, open(target, "wb") as write:
+        while block := read.read(2**22):
+            write.write(np.frombuffer(block, np.uint32).astype(dtype).data)
+    source.unlink()

@@ -1,0 +1,190 @@
+"""The token cache: a split's features, computed once and memory-mapped ever after.
+
+A cache is a folder named by the hash of all it depends on. It is written aside and renamed, so that the first of two
+processes wins, and carries a sha256 manifest: a damaged one is noticed, said aloud and built again.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.data import cache_files
+from jaxft.data.source import Split, fingerprint
+from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
+from jaxft.registry import BadRow, UserError
+
+CODE_VERSION = 1  # raise it when the same input gives other tokens or another layout
+CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
+SHOWN = 5  # bad rows quoted in an error
+
+Encode = Callable[[list[tuple[str, str | None]]], Sequence[Any]]  # of (ids, types, truncated)
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Example x has tokens ids[offsets[x] : offsets[x + 1]].
+
+    ids: uint16 or uint32 [tokens], types: uint8 [tokens] (token types), both memory-mapped; offsets: int64 [X + 1];
+    labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none; row: int64 [X], index in the
+    split. counts: rows, kept, bad, truncated, empty (texts). max_id: largest token id. bad: (where, reason) of the
+    first bad rows; all of them up to a thousand are in bad_rows.json of `folder`. fingerprint: what the cache depends
+    on, hashed. A cache that is not kept (`in_memory`) has no folder and no fingerprint.
+    """
+
+    folder: Path | None
+    ids: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+    row: np.ndarray
+    counts: dict[str, int]
+    max_id: int
+    bad: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 [X]."""
+        return np.diff(self.offsets)
+
+    def check_ids(self, vocab: int, where: Callable[[int], str]) -> None:
+        """Raises UserError with the row when a token id has no embedding; `where` is the split's."""
+        if self.max_id < vocab:
+            return
+        token = int(np.argmax(np.asarray(self.ids) >= vocab))
+        example = int(np.searchsorted(self.offsets, token, side="right")) - 1
+        raise UserError(
+            f"{where(int(self.row[example]))} has token id {self.ids[token]}, but the embedding has {vocab} rows: "
+            f"the tokenizer does not belong to the model; set tokenizer.name to the one it was trained with"
+        )
+
+
+def build(
+    split: Split,
+    example: Callable[[Mapping[str, Any]], Any],
+    encode: Encode,
+    *,
+    key: dict[str, str],
+    folder: str,
+    on_bad: str,
+) -> TokenCache:
+    """The cache of `split` below `folder`, read if it is there and whole, built otherwise.
+
+    example: row -> object with .text, .pair (None = single text) and .label (int, float, list of numbers or None);
+        raises BadRow for a row that cannot be used.
+    encode: (text, pair) list -> (ids, types, truncated) of each.
+    key: whatever else decides the content (tokenizer fingerprint, task, its options).
+    on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
+    """
+    if on_bad not in ("stop", "skip"):
+        raise UserError(f'on_bad={on_bad!r} is not known; use "stop" or "skip"')
+    identity = fingerprint(source=split.fingerprint, code=CODE_VERSION, key=key)
+    path = Path(folder) / identity
+    cache = _load(path, identity)
+    if cache is None:
+        _write(split, example, encode, path)
+        cache = _load(path, identity)
+        assert cache is not None, f"{path} was just written and verified"
+    if cache.counts["bad"] and on_bad == "stop":
+        quoted = "\n".join(f"  {where}: {reason}" for where, reason in cache.bad[:SHOWN])
+        raise UserError(
+            f"{cache.counts['bad']:,} of {cache.counts['rows']:,} rows cannot be used:\n{quoted}\n"
+            f'mend them, or leave them out with input.on_bad="skip" (all are listed in {path / "bad_rows.json"})'
+        )
+    if not cache.counts["kept"]:
+        raise UserError(f"none of the {cache.counts['rows']:,} rows can be used; the first: {': '.join(cache.bad[0])}")
+    return cache
+
+
+def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
+    """A cache of these examples that is not kept, for prediction; their labels may be None. `row` counts from 0."""
+    encoded = encode([(example.text, example.pair) for example in examples])
+    ids, types = flatten(encoded)
+    offsets = np.cumsum([0, *(len(one[0]) for one in encoded)], dtype=np.int64)
+    truncated = sum(bool(one[2]) for one in encoded)
+    return TokenCache(
+        folder=None,
+        ids=ids.astype(np.uint32),
+        types=types.astype(np.uint8),
+        offsets=offsets,
+        labels=label_array([example.label for example in examples], "the first example"),
+        row=np.arange(len(encoded)),
+        counts={"rows": len(encoded), "kept": len(encoded), "bad": 0, "truncated": truncated, "empty": 0},
+        max_id=int(ids.max(initial=0)),
+        bad=(),
+        fingerprint="",
+    )
+
+
+def _load(path: Path, identity: str) -> TokenCache | None:
+    """None when there is no cache or a damaged one (said aloud, and removed)."""
+    if not path.exists():
+        return None
+    fault = cache_files.fault(path)
+    if fault:
+        print(f"jaxft: the token cache {path} is damaged ({fault}); building it again", file=sys.stderr, flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    report = json.loads((path / "report.json").read_text())
+    bad = json.loads((path / "bad_rows.json").read_text())
+    return TokenCache(
+        folder=path,
+        ids=cache_files.mapped(path / "ids.bin", report["id_dtype"]),
+        types=cache_files.mapped(path / "types.bin", "uint8"),
+        offsets=np.load(path / "offsets.npy"),
+        labels=np.load(path / "labels.npy"),
+        row=np.load(path / "row.npy"),
+        counts=report["counts"],
+        max_id=report["max_id"],
+        bad=tuple((where, reason) for where, reason in bad),
+        fingerprint=identity,
+    )
+
+
+def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: Encode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
+    try:
+        # The tokenizer releases the interpreter: while it works on one chunk, the next is read and the last written.
+        with TokenWriter(aside, split) as writer, ThreadPoolExecutor(1) as pool:
+            waiting = None
+            for chunk in _chunks(split, example, writer):
+                coming = pool.submit(encode, chunk.texts)
+                if waiting:
+                    writer.add(waiting[0], waiting[1].result())
+                waiting = (chunk, coming)
+            if waiting:
+                writer.add(waiting[0], waiting[1].result())
+            writer.finish()
+        cache_files.seal(aside)
+        try:
+            os.rename(aside, path)
+        except OSError:
+            if not path.exists():
+                raise  # otherwise another process built the same meanwhile
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _chunks(split: Split, example: Callable[[Mapping[str, Any]], Any], writer: TokenWriter) -> Iterator[Chunk]:
+    chunk = Chunk()
+    for index in range(len(split.rows)):
+        try:
+            made = example(split.rows[index])
+            chunk.append(index, made.text, made.pair, made.label)
+        except BadRow as error:
+            writer.reject(split.where(index), str(error))
+        if len(chunk.rows) == CHUNK:
+            yield chunk
+            chunk = Chunk()
+    if chunk.rows:
+        yield chunk
