@@ -1,0 +1,29 @@
+"""Metrics on the host: numpy in, floats out. What is accumulated (counts, sums) adds; division comes last.
+
+A metric is a function of the counts or arrays that the meters (meters.py) collect: a confusion matrix [C, C], one 2x2
+matrix a class [C, 2, 2], predictions and targets [X], or calibration bins.
+"""
+
+METRICS = {
+    "accuracy": "jaxft.metrics.confusion:accuracy",
+    "balanced_accuracy": "jaxft.metrics.confusion:balanced_accuracy",
+    "f1": "jaxft.metrics.confusion:f1",
+    "macro_f1": "jaxft.metrics.confusion:macro_f1",
+    "weighted_f1": "jaxft.metrics.confusion:weighted_f1",
+    "mcc": "jaxft.metrics.confusion:mcc",
+    "ece": "jaxft.metrics.calibration:expected_calibration_error",
+    "micro_f1": "jaxft.metrics.multilabel:micro_f1",
+    "pearson": "jaxft.metrics.regression:pearson",
+    "spearman": "jaxft.metrics.regression:spearman",
+    "mae": "jaxft.metrics.regression:mean_absolute_error",
+    "mse": "jaxft.metrics.regression:mean_squared_error",
+}
+
+LOWER_IS_BETTER = frozenset({"loss", "ece", "mae", "mse"})
+
+
+def better(metric: str, new: float, old: float) -> bool:
+    """Whether `new` improves on `old`; never for NaN, always over NaN."""
+    if new != new or old != old:
+        return new == new
+    return new < old if metric in LOWER_IS_BETTER else new > old
