@@ -1,0 +1,92 @@
+"""The state of a run before it has numbers: optimizer, what is frozen, where each leaf lives."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax.traverse_util import unflatten_dict
+
+from jaxft import sharding
+from jaxft.build import Network
+from jaxft.config import Config
+from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
+from jaxft.registry import bind, call
+from jaxft.step import TrainState, make_train_step, new_state
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a TrainState is made and updated."""
+
+    tx: Any  # optax transformation whose update takes the global `step`
+    learning_rate: Callable[[Any], Any]  # of a global step
+    abstract: TrainState  # shapes, dtypes, shardings
+    new: Callable[[Any], TrainState]  # parameters -> state of step 0; for use inside jit
+
+    def make(self, params: Any) -> TrainState:
+        """The state of step 0 on its devices; `params` are given away."""
+        where = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        return jax.jit(self.new, out_shardings=where, donate_argnums=0)(params)
+
+
+def plan(net: Network, config: Config, *, total: int, warmup: int) -> Plan:
+    """Optimizer, schedule and state of `config` for the parameters of `net`; `total` and `warmup` are in steps."""
+    tree = unflatten_dict(net.abstract, sep="/")
+    mask = masks.trainable(tree, config.train.freeze)
+    trained, _ = masks.split(tree, mask)
+    section = {key: value for key, value in config.schedule.items() if key != "warmup"}
+    schedule = bind(SCHEDULES, section, "schedule", "step", total=total, warmup=warmup)
+    tx = call(
+        OPTIMIZERS,
+        config.optim,
+        "optim",
+        schedule=schedule,
+        decay_mask=masks.decay_mask(trained),
+        multiplier=masks.layerwise(trained, config.train.layer_decay),
+    )
+
+    def new(params: Any) -> TrainState:
+        return new_state(*masks.split(params, mask), tx, ema=config.train.ema > 0)
+
+    shapes = jax.eval_shape(new, tree)
+    where = state_shardings(shapes, tree, net.mesh)
+    abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
+    schedule(0)  # a schedule that cannot be followed is refused here, not after the compile
+    return Plan(tx, functools.partial(_rate, config.optim["lr"], schedule), abstract, new)
+
+
+def _rate(peak: float, schedule: Callable[[Any], Any], step: Any) -> Any:
+    return peak * schedule(step)
+
+
+def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
+    """The jitted step (state, batch) -> (state, sums): sums are replicated, the old state is given away."""
+
+    def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        return task.loss(net.forward(masks.join(params, frozen), batch, key), batch)
+
+    train = config.train
+    step = make_train_step(loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema)
+    where = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
+    return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(net.mesh)))
+
+
+def weights(state: TrainState) -> Any:
+    """The parameters that are evaluated and exported: the moving average where there is one."""
+    return masks.join(state.params if state.ema is None else state.ema, state.frozen)
+
+
+def state_shardings(state: TrainState, params: Any, mesh: jax.sharding.Mesh) -> TrainState:
+    """A leaf with the path and shape of a parameter lives where the parameter does, every other one everywhere."""
+    by_path = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+    def where(path: Any, leaf: Any) -> Any:
+        for start in range(len(path)):
+            like = by_path.get(jax.tree_util.keystr(path[start:]))
+            if like is not None and like.shape == leaf.shape:
+                return like.sharding
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(where, state)
