@@ -1,0 +1,283 @@
+"""Checkpoints that count only when whole: arrays by Orbax, commit, integrity and retention by us.
+
+    checkpoints/<step>/state/          the arrays (Orbax v1, sharded, any mesh can read them)
+                       meta.json       what the caller gave, and the shapes of the arrays
+                       best            empty; there when this step was the best so far
+                       manifest.json   sha256 of each file, written last
+
+A step is written as `<step>.tmp` and renamed when sealed, so a kill at any instant leaves whole steps and leftovers,
+nothing between. Orbax's own CheckpointManager is not used: it checksums no array data, and its retention can delete
+the newest step.
+"""
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp0
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from jaxft import manifest
+from jaxft.registry import UserError
+
+# Seconds that processes wait for one another at the end of a save: far above any write, far below a lost night.
+BARRIER_TIMEOUT = 1200
+_NONE, _ALL_DAMAGED = -1, -2
+
+# Orbax logs each failure several times over, with tracebacks of its threads. Ours is one sentence.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+class Checkpoints:
+    """The checkpoints of one run. `keep` newest ones stay, and the last one saved as best; `say` takes announcements.
+
+    `read_only` is for verbs that only read: leftovers of dead saves stay, since they may belong to a live run.
+    Raises UserError when the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int, say: Callable[[str], None], read_only: bool = False):
+        if keep < 1:
+            raise UserError(f"checkpoint.keep={keep} would delete every checkpoint; it must be at least 1")
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+        self._say = say if jax.process_index() == 0 else lambda _text: None
+        self._damaged: set[int] = set()
+        self._checked: set[int] = set()
+        self._saves = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        if not read_only and jax.process_index() == 0:
+            self._prepare_folder()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], *, best: bool = False, wait: bool = False) -> None:
+        """Starts writing `state` (pytree of arrays) and `meta` (JSON); returns when the arrays are copied to the host.
+
+        The next step may overwrite or donate `state` at once. One save is in flight at a time: a second waits. A step
+        that is committed already is not written again, only marked when `best`. Raises UserError when this save cannot
+        start, or when the one before it failed.
+        """
+        self.wait()
+        if step in self.steps() and step not in self._damaged:
+            self._mark(self.folder / str(step), best)
+            return
+        draft = self.folder / f"{step}.tmp"
+        arrays = _flatten(state)
+        record = {"step": step, "meta": dict(meta), "state": {name: _describe(x) for name, x in arrays.items()}}
+        try:
+            if jax.process_index() == 0:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir()
+                # Here, not in the background: meta may change meanwhile, and what is not JSON should fail aloud here.
+                (draft / "meta.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                self._mark(draft, best)
+            response = ocp.save_async(str(draft / "state"), arrays)
+        except OSError as error:
+            raise self._explain(step, arrays, error) from error
+        self._saves += 1
+        self._saving = self._writer.submit(self._finish, response, step, arrays, f"checkpoint {self._saves}")
+        del arrays, state
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is in flight. Raises UserError if the save that was in flight failed."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def check(self) -> None:
+        """Raises UserError if the save in flight has failed by now; never waits. Cheap enough for every step."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def steps(self) -> list[int]:
+        """The committed steps, ascending. Whether their files are still intact is for `newest` and `restore`."""
+        if not self.folder.is_dir():
+            return []
+        names = (path.name for path in self.folder.iterdir() if path.name.isdecimal() and manifest.is_sealed(path))
+        return sorted(int(name) for name in names)
+
+    def best(self) -> int | None:
+        """The last committed step that was saved as best."""
+        return max((step for step in self.steps() if (self.folder / str(step) / "best").exists()), default=None)
+
+    def newest(self, fallback: bool = True) -> int | None:
+        """The newest step whose files match their manifest; None when there is no checkpoint at all.
+
+        A damaged one is named, file and step, and passed over for the one before it; with `fallback` False it raises
+        UserError instead, as does a folder that holds only damaged ones. Process 0 reads, the others follow it.
+        """
+        found = self._verify_downwards(fallback) if jax.process_index() == 0 else _NONE
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        if found == _ALL_DAMAGED:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged; restore the folder from a backup, or remove it "
+                "to start from the beginning"
+            )
+        self._damaged = {step for step in self.steps() if found < step}
+        return None if found == _NONE else found
+
+    def restore(self, step: int, abstract: Any) -> Any:
+        """The state of `step`, shaped, placed and sharded as `abstract` (pytree of ShapeDtypeStruct) says.
+
+        Any mesh will do. Raises UserError for a missing or damaged step, or one that holds other arrays.
+        """
+        if step not in self.steps():
+            raise UserError(f"{self.folder} has no checkpoint of step {step}; it has: {self._listed()}")
+        folder = self.folder / str(step)
+        if step not in self._checked and jax.process_index() == 0:
+            trouble = manifest.damage(folder)
+            if trouble:
+                raise UserError(f"the checkpoint of step {step} is damaged: {trouble}; steps: {self._listed()}")
+        wanted = _flatten(abstract)
+        _check_same(folder, self._record(step)["state"], {name: _describe(x) for name, x in wanted.items()})
+        arrays = ocp.load(str(folder / "state"), wanted)
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given as `meta`."""
+        return self._record(step)["meta"]
+
+    def preflight(self, size: int) -> None:
+        """Raises UserError unless two checkpoints of `size` bytes fit: the old one goes when the new one stands."""
+        if jax.process_index() != 0:
+            return
+        free = shutil.disk_usage(self.folder).free
+        if free < 2 * size:
+            raise UserError(
+                f"{self.folder} has {_bytes(free)} free, and a checkpoint takes {_bytes(size)}: {_bytes(2 * size)} are "
+                "needed since the old one goes only after the new one is whole; free space or choose another --workdir"
+            )
+
+    def _prepare_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if path.suffix in (".tmp", ".old") and path.stem.isdecimal():
+                    shutil.rmtree(path)
+        except OSError as error:
+            raise UserError(
+                f"checkpoints cannot be kept in {self.folder}: {error.strerror} ({error.filename}); choose another "
+                "--workdir, or make this one a folder that you can write"
+            ) from error
+
+    def _finish(self, response: Any, step: int, arrays: dict[str, Any], barrier: str) -> None:
+        """In the background: when every process has written its arrays, process 0 seals, publishes, prunes."""
+        draft = self.folder / f"{step}.tmp"
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                manifest.seal(draft)
+                manifest.publish(draft, self.folder / str(step))
+                self._prune(step)
+            if jax.process_count() > 1:
+                # With `processes` given Orbax uses the named, timed barrier of the coordination service. Without it, a
+                # collective on the devices, which would deadlock with the train step running meanwhile.
+                everyone = set(range(jax.process_count()))
+                ocp0.multihost.sync_global_processes(barrier, timeout=BARRIER_TIMEOUT, processes=everyone)
+        # Tensorstore reports a full disk as ValueError, the coordination service a lost process as RuntimeError.
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._explain(step, arrays, error) from error
+        self._damaged.discard(step)
+
+    def _prune(self, committed: int) -> None:
+        good = [step for step in self.steps() if step not in self._damaged or step == committed]
+        kept = {*good[-self._keep :], committed, self.best()}
+        for step in self.steps():
+            if step not in kept:
+                manifest.remove(self.folder / str(step))
+
+    def _mark(self, folder: Path, best: bool) -> None:
+        # Outside the manifest: a committed step may turn out to be the best later, and its files stay as sealed.
+        if best and jax.process_index() == 0:
+            (folder / "best").touch()
+
+    def _verify_downwards(self, fallback: bool) -> int:
+        steps = self.steps()
+        for step in reversed(steps):
+            trouble = manifest.damage(self.folder / str(step))
+            if not trouble:
+                self._checked.add(step)
+                return step
+            text = f"the checkpoint of step {step} is damaged: {trouble}"
+            if not fallback:
+                raise UserError(f"{text}; the steps here: {self._listed()}")
+            self._say(f"{text}; using the one before it")
+        return _ALL_DAMAGED if steps else _NONE
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return json.loads((self.folder / str(step) / "meta.json").read_text(encoding="utf-8"))
+
+    def _listed(self) -> str:
+        return ", ".join(map(str, self.steps())) or "none"
+
+    def _explain(self, step: int, arrays: Mapping[str, Any], error: Exception) -> UserError:
+        """Removes what was half written and says what happened, what is needed and what is still there."""
+        shutil.rmtree(self.folder / f"{step}.tmp", ignore_errors=True)
+        reason = f"{error}"
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in reason or "quota exceeded" in reason:
+            free = shutil.disk_usage(self.folder).free
+            reason = f"no space: it needs {_bytes(nbytes(arrays))}, {_bytes(free)} are free; free space or move the run"
+        return UserError(
+            f"the checkpoint of step {step} could not be written to {self.folder}: {reason}. "
+            f"Checkpoints that stand: {self._listed()}",
+            code=1,
+        )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree (arrays or ShapeDtypeStruct), counted once however they are sharded."""
+    return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Path -> leaf, in the order of the tree. So the disk does not know what classes the tree is made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    assert len(flat) == len(leaves), "two leaves of the state have the same path"
+    return flat
+
+
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _check_same(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    """Orbax would cast another dtype silently and stop at the first other difference; here all are listed."""
+    lines = [f"{name} is missing" for name in wanted if name not in stored]
+    lines += [f"{name} is not part of this run" for name in stored if name not in wanted]
+    both = [name for name in wanted if name in stored]
+    lines += [f"{name} is {stored[name]}, not {wanted[name]}" for name in both if stored[name] != wanted[name]]
+    if lines:
+        raise UserError(f"{folder} holds the state of another run:\n  " + "\n  ".join(lines))
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"

@@ -1,0 +1,78 @@
+"""A hub folder, ready to label text: what predict, evaluate and export --verify run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxft import build, scoring, sharding
+from jaxft.config import Model, Sharding
+from jaxft.data import pack, pipeline, tokens
+from jaxft.hf import hub, tokenizer
+from jaxft.hf import load as hf_load
+from jaxft.registry import UserError
+from jaxft.tasks import task_from_hf
+
+ROWS = 32  # of a step; the last one of a chunk is filled with empty rows
+RULES = {"B": ("data",)}
+
+
+class Classifier:
+    """Network, parameters, task and tokenizer of a hub folder, on all devices as data parallel."""
+
+    def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
+        """`task` holds options of the task (columns among them), `length` the most tokens to read (0: the model's)."""
+        folder = hub.resolve(source)
+        hf = hf_load.read_config(folder)
+        self.task = task_from_hf(hf, **task)
+        self.encoder = tokenizer.load(folder)
+        section = Model(
+            name=hf["model_type"],
+            hf=source,
+            scratch={},
+            override={},
+            dtype=dtype,
+            param_dtype="float32",
+            scan=False,
+            remat="none",
+            reset_head=False,
+        )
+        family, cfg = build.family_config(section, hf)
+        tokenizer.check_vocab(self.encoder, cfg.vocab)
+        self.length = min(length, cfg.positions) if length else cfg.positions
+        mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
+        self.rows = -(-ROWS // mesh.size) * mesh.size
+        self.net = build.network(
+            family,
+            cfg,
+            head=self.task.head,
+            outputs=self.task.outputs,
+            model=section,
+            rules=Sharding({}, RULES),
+            mesh=mesh,
+        )
+        self.params, said = build.parameters(self.net, folder, seed=0, reset_head=False)
+        if any(line.startswith("new") for line in said):
+            raise UserError(f"{source} has no trained {self.task.head} head: {said[0]}; fine-tune it first")
+        self.where = sharding.batch_sharding(mesh, RULES)
+        self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
+
+    def logits(self, examples: Sequence[Any]) -> np.ndarray:
+        """float32 [n, C], in the order of `examples`."""
+        held = tokens.in_memory(examples, lambda texts: self.encoder.encode(texts, self.length))
+        plan = pack.plan(held.lengths, row_length=self.length, max_segments=max(1, self.length // 8), seed=0)
+        out = np.zeros((len(examples), self.task.outputs), np.float32)
+        for batch in pipeline.eval_batches(held, plan, batch=self.rows, row_length=self.length, process=0, processes=1):
+            logits_BSC = np.asarray(self.step(self.params, scoring.to_device(batch, self.where)))
+            real_BS = batch["example"] >= 0
+            out[batch["example"][real_BS]] = logits_BSC[real_BS]
+        return out
+
+    def score(self, examples: Sequence[Any], meter: Any) -> None:
+        """Adds labelled examples to a meter of the task."""
+        logits_XC = self.logits(examples)
+        label_X = tokens.label_array([example.label for example in examples], "the first example")
+        batch = {"label": label_X[None], "weight": np.ones((1, len(examples)), np.float32)}
+        total, weight = self.task.loss(logits_XC[None], batch)["loss"]
+        meter.add(logits_XC, label_X, float(total), float(weight))

@@ -1,0 +1,108 @@
+"""python -m jaxft.evaluate --run=RUN --data=dev.jsonl: scores a model on labelled rows."""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft import cli
+from jaxft.registry import BadRow, UserError, call
+
+CHUNK = 4096  # rows held at a time
+
+
+def main() -> None:
+    cli.guarded(lambda: evaluate(_arguments()))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = cli.parser("python -m jaxft.evaluate", "Score a model on labelled rows.")
+    parser.add_argument(
+        "--data", default="", help="a file of labelled rows, or tfds:BUILDER:SPLIT; default: the run's own data"
+    )
+    parser.add_argument(
+        "--split", default="", help="without --data: which split of the run's own data (default: test, or validation)"
+    )
+    parser.add_argument("--output", default="", help="write the report as JSON to this file as well")
+    parser.add_argument(
+        "--on_bad", choices=("stop", "skip"), default="stop", help="skip: leave rows out that cannot be used"
+    )
+    return parser.parse_args()
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Prints the report. Raises UserError for missing columns, unknown labels and bad rows."""
+    if arguments.output:
+        cli.check_output(Path(arguments.output))
+    data, name = _data(arguments)
+    split = data.splits[name]
+    classifier = cli.classifier(arguments)
+    classifier.task.check_columns({name: split})
+    by_name = _by_name(classifier.task, data.label_names)
+    meter, bad = classifier.task.meter(), []
+    examples: list[Any] = []
+    for i in range(len(split.rows)):
+        try:
+            examples.append(classifier.task.example(by_name(split.rows[i])))
+        except BadRow as reason:
+            bad.append((split.where(i), str(reason)))
+        if len(examples) == CHUNK:
+            classifier.score(examples, meter)
+            examples = []
+    bad += list(split.bad)
+    if bad and arguments.on_bad == "stop":
+        listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:5])
+        raise UserError(f"{len(bad):,} rows cannot be used:\n{listed}\nmend them, or pass --on_bad=skip")
+    if examples:
+        classifier.score(examples, meter)
+    if bad:
+        cli.say(f"{len(bad):,} rows left out")
+    cli.say(meter.table())
+    if arguments.output:
+        text = json.dumps({**meter.result(), "details": meter.report()}, indent=2, ensure_ascii=False)
+        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+
+
+def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
+    """(data set, name of the split to score): what --data names, or the run's own data."""
+    from jaxft.data import DATASETS
+
+    if arguments.data.startswith("tfds:"):
+        _, builder, name = [*arguments.data.split(":"), "", ""][:3]
+        if not name:
+            raise UserError(f"--data={arguments.data}: write tfds:BUILDER:SPLIT, such as tfds:glue/sst2:validation")
+        section = {"name": "tfds", "builder": builder, "data_dir": "", "train": "", "validation": "", "test": name}
+        return call(DATASETS, section, "data"), "test"
+    if arguments.data:
+        section = {"name": "files", "train": "", "validation": "", "test": arguments.data, "holdout": 0.0}
+        return call(DATASETS, section, "data"), "test"
+    if not arguments.run:
+        raise UserError("--data is missing: a file of labelled rows, or tfds:BUILDER:SPLIT")
+    from jaxft.runfolder import RunFolder, read_json
+
+    data = call(DATASETS, read_json(RunFolder(Path(arguments.run)).config)["config"]["data"], "data")
+    wanted = arguments.split or ("test" if "test" in data.splits else "validation")
+    if wanted not in data.splits:
+        raise UserError(f"--split={wanted}: the run's data have: {', '.join(data.splits)}")
+    return data, wanted
+
+
+def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:
+    """Row -> row, with ids of the source's classes replaced by names where these are the model's: orders may differ."""
+    names, classes = label_names.get(task.label, ()), task.hf_config()["label2id"]
+    if not set(names) <= set(classes):
+        cli.say(f"labels are read as ids: the data's classes are {', '.join(names)}, the model's {', '.join(classes)}")
+        names = ()
+    return lambda row: {**row, task.label: _named(row[task.label], names)} if names else row
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    """The name of an id, or of each in a list; anything else, such as the -1 of hidden labels, as it is."""
+    if isinstance(value, list):
+        return [_named(one, names) for one in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
+
+
+if __name__ == "__main__":
+    main()

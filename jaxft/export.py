@@ -1,0 +1,119 @@
+"""python -m jaxft.export --run=RUN --out=DIR [--step=best|last|N] [--dtype=bfloat16] [--verify]"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxft import cli
+from jaxft.registry import UserError
+
+TOLERANCE = 1e-5  # of float32 logits
+
+
+def main() -> None:
+    cli.guarded(lambda: export(_arguments()))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxft.export", description="Write a checkpoint as a Hugging Face folder."
+    )
+    parser.add_argument("--run", required=True, help="run folder, finished or not")
+    parser.add_argument("--out", required=True, help="folder to write; must not exist or be an earlier export")
+    parser.add_argument("--step", default="best", help="best, last, or the number of a checkpoint")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the tensors")
+    parser.add_argument(
+        "--verify", action="store_true", help="reload the export and compare logits; refuse on a difference"
+    )
+    return parser.parse_args()
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Raises UserError for a run without checkpoints, an unknown step, or logits that differ."""
+    from jaxft import cache, numerics
+    from jaxft.config import parse
+    from jaxft.runfolder import RunFolder, read_json
+
+    run = RunFolder(Path(arguments.run))
+    if not run.config.exists():
+        raise UserError(f"--run={arguments.run} is not a run folder: it has no config.json")
+    raw = read_json(run.config)["config"]
+    numerics.self_check()
+    cache.compile_cache(run.path)
+    net, params, meta, step = _restore(run, parse(raw), arguments.step)
+
+    from jaxft.hf import card, folder, hub
+    from jaxft.tasks import task_from_hf
+
+    task = task_from_hf(meta["task"], text="text", pair="", label="label")
+    report = read_json(run.report) if run.report.exists() else {"step": -1, "split": ""}
+    results = (
+        {name: value for name, value in report.items() if isinstance(value, float)} if report["step"] == step else {}
+    )
+    text = card.model_card(
+        name=run.path.name,
+        base_model=raw["model"]["hf"],
+        task=task,
+        dataset=raw["data"]["name"],
+        split=str(report["split"]),
+        results=results,
+        config=raw,
+    )
+    source = hub.resolve(raw["model"]["hf"]) if raw["model"]["hf"] else run.tokenizer
+    out = Path(arguments.out)
+    folder.write(out, net, params, task=meta["task"], tokenizer_folder=source, dtype=arguments.dtype, card=text)
+    cli.say(f"step {step:,} written to {out} in {arguments.dtype}")
+    if arguments.verify:
+        from jaxft.verify import largest_difference
+
+        difference, reader = largest_difference(out, net, params, arguments.dtype)
+        if not difference <= TOLERANCE:
+            raise UserError(
+                f"{out} does not compute what the checkpoint does: logits read by {reader} differ by {difference:.3g}",
+                code=1,
+            )
+        cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
+
+
+def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, Any], int]:
+    """(network, parameters, the checkpoint's "model" record, step)."""
+    from jaxft import build, sharding, state
+    from jaxft.checkpoint import Checkpoints
+    from jaxft.models import MODELS
+    from jaxft.registry import lookup
+
+    checkpoints = Checkpoints(run.checkpoints, keep=1, say=cli.say, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--run={run.path} has no checkpoint yet")
+    if wanted in ("best", "last"):
+        best = checkpoints.best() if wanted == "best" else None
+        newest = checkpoints.newest()
+        step = best if best is not None else newest
+    elif wanted.isdecimal() and int(wanted) in steps:
+        step = int(wanted)
+    else:
+        raise UserError(f"--step={wanted}: the run has best, last, {', '.join(map(str, steps))}")
+    assert step is not None
+    meta = checkpoints.meta(step)
+    model = meta["model"]
+    family = lookup(MODELS, config.model.name, "model.name")
+    mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
+    net = build.network(
+        family,
+        family.Config(**model["config"]),
+        head=model["head"],
+        outputs=model["outputs"],
+        model=dataclasses.replace(config.model, dtype="float32"),  # what --verify compares is not the rounding
+        rules=config.sharding,
+        mesh=mesh,
+    )
+    plan = state.plan(net, config, total=meta["total"], warmup=0)
+    params = state.weights(checkpoints.restore(step, plan.abstract))
+    checkpoints.close()
+    return net, params, model, step
+
+
+if __name__ == "__main__":
+    main()

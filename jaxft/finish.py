@@ -1,0 +1,63 @@
+"""The end of a run: the chosen weights tested, exported and reported."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jaxft import report, runfolder, state
+from jaxft.hf import card, folder
+from jaxft.registry import UserError
+
+
+def finish(run: Any, raw: Mapping[str, Any]) -> None:
+    """Tests and exports the best or the last weights of `run`; report.json, written last, marks the run as finished."""
+    trained, step = _chosen(run)
+    split = "test" if "test" in run.inputs.caches else "validation"
+    meter = run.score(split, trained)
+    results, details = meter.result(), meter.report()
+    run.say(f"\n{split} split, step {step:,}\n{meter.table()}")
+    text = card.model_card(
+        name=run.folder.path.name,
+        base_model=run.config.model.hf,
+        task=run.task,
+        dataset=run.config.data["name"],
+        split=split,
+        results=results,
+        config=raw,
+    )
+    folder.write(
+        run.folder.hf,
+        run.net,
+        state.weights(trained),
+        task=run.task.hf_config(),
+        tokenizer_folder=run.inputs.tokenizer_folder,
+        dtype=run.config.model.param_dtype,
+        card=text,
+    )
+    lines = (run.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    report.render(run.folder.path, config=raw, history=[json.loads(line) for line in lines], results=details | results)
+    identity = run.inputs.identity()
+    runfolder.write_json(
+        run.folder.report, {"split": split, "step": step, **results, "details": details, "inputs": identity}
+    )
+    run.say(
+        f"written to {run.folder.path}: hf/ (weights, tokenizer, card), report.html, report.json, metrics.jsonl, "
+        "tensorboard/, checkpoints/\n"
+        "load it with:\n"
+        f'  AutoModelForSequenceClassification.from_pretrained("{run.folder.hf}"), '
+        f'AutoTokenizer.from_pretrained("{run.folder.hf}")'
+    )
+
+
+def _chosen(run: Any) -> tuple[Any, int]:
+    """(state, step) that is tested and exported: the best checkpoint, or the last step where it cannot be read."""
+    best = run.tracker.best_step
+    if run.config.checkpoint.export != "best" or best in (0, run.step):
+        return run.state, run.step
+    try:
+        restored = run.checkpoints.restore(best, run.plan.abstract)
+    except UserError as damage:
+        run.say(f"{damage}; this was the best one, the last step, {run.step:,}, is taken instead")
+        return run.state, run.step
+    run.say(f"taking the best checkpoint, step {best:,} ({run.task.metric} {run.tracker.best:.4f})")
+    return restored, best

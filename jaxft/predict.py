@@ -1,0 +1,93 @@
+"""python -m jaxft.predict --run=RUN --input=x.jsonl --output=y.jsonl: labels a file, in input order, streaming."""
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxft import cli
+from jaxft.registry import BadRow, UserError
+
+CHUNK = 4096  # rows held at a time: enough for the packing to fill rows, little to hold
+
+
+def main() -> None:
+    cli.guarded(lambda: predict(_arguments()))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = cli.parser("python -m jaxft.predict", "Label the rows of a file with probabilities, in input order.")
+    parser.add_argument("--input", required=True, help="jsonl, csv, tsv, parquet or txt file, also .gz")
+    parser.add_argument(
+        "--output", required=True, help="jsonl file to write; the rows of the input with a prediction each"
+    )
+    parser.add_argument(
+        "--on_bad", choices=("stop", "skip"), default="stop", help="skip: such rows get an 'error' instead"
+    )
+    return parser.parse_args()
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Writes `output` aside and renames it when it is complete. Raises UserError for a bad row unless told to skip."""
+    from jaxft.data import files
+
+    source = Path(arguments.input)
+    output = Path(arguments.output)
+    cli.check_output(output)
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output={output} is the input itself; name another file")
+    rows = files.read_rows(str(source))
+    first = next(rows, None)  # a missing or unreadable file is said before the model loads
+    if first is None:
+        raise UserError(f"--input={source} has no rows")
+    classifier = cli.classifier(arguments)
+    count = errors = 0
+    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    try:
+        with aside.open("w", encoding="utf-8") as out:
+            for chunk in _chunks(itertools.chain([first], rows)):
+                for record in _label(chunk, classifier, arguments.on_bad):
+                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    count += 1
+                    errors += "error" in record
+        os.replace(aside, output)
+    finally:
+        aside.unlink(missing_ok=True)
+    cli.say(
+        f"{count - errors:,} rows labelled" + (f", {errors:,} rows with an error" if errors else "") + f": {output}"
+    )
+
+
+def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        yield chunk
+
+
+def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> list[dict[str, Any]]:
+    """One record a row, in order: the row with its prediction, or with an error."""
+    examples, records, places = [], [], []
+    for where, row in chunk:
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            example = classifier.task.example(row, labelled=False)
+        except BadRow as reason:
+            if on_bad == "stop":
+                raise UserError(f"{where}: {reason}; mend the row, or pass --on_bad=skip") from reason
+            records.append({"error": f"{where}: {reason}"})
+            continue
+        places.append(len(records))
+        records.append(dict(row))
+        examples.append(example)
+    if examples:
+        predictions = classifier.task.predictions(classifier.logits(examples))
+        for place, prediction in zip(places, predictions, strict=True):
+            records[place] |= {f"predicted_{name}": value for name, value in prediction.items()}
+    return records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A run before its first step: everything built, in the order in which a mistake is cheapest to find."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxft import build, inputs, memory, runfolder, scoring, sharding, state
+from jaxft.checkpoint import Checkpoints, nbytes
+from jaxft.config import Config, steps
+from jaxft.data import DATASETS
+from jaxft.hf import hub, tokenizer
+from jaxft.hf import load as hf_load
+from jaxft.metrics import better
+from jaxft.registry import UserError, bind, call
+from jaxft.signals import StopSignals
+from jaxft.step import TrainState, make_eval_step
+from jaxft.tasks import TASKS
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """The run in steps."""
+
+    total: int
+    evaluate: int
+    checkpoint: int
+    log: int
+    warmup: int
+
+
+@dataclass
+class Tracker:
+    """The best evaluation so far; kept in every checkpoint, so that a resumed run decides alike."""
+
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0  # evaluations since the best one
+
+    def add(self, metric: str, value: float, step: int) -> bool:
+        """Notes a metric; True when it is the best so far (NaN never is)."""
+        if value == value and (self.best is None or better(metric, value, self.best)):
+            self.best, self.best_step, self.waited = value, step, 0
+            return True
+        self.waited += 1
+        return False
+
+
+class Run:
+    """All that the loop needs, and the state that it advances."""
+
+    def __init__(
+        self, config: Config, folder: runfolder.RunFolder, allow: Sequence[str], say: Say, signals: StopSignals
+    ):
+        self.config, self.folder, self.allow, self.say, self.signals = config, folder, allow, say, signals
+        self.mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
+        self._check_mesh()
+        self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
+        hf_folder = hub.resolve(config.model.hf) if config.model.hf else None
+        self._rehearse(hf_folder)
+        self.inputs = inputs.prepare(config, folder.tokenizer, hf_folder, say)
+        self.task = self.inputs.task
+        self.cadence = self._cadence()
+        encoder = self.inputs.encoder
+        sizes = {"vocab": encoder.vocab_size, "pad_id": encoder.pad_id}
+        self.net = self._network(self.task.head, self.task.outputs, hf_folder, **sizes)
+        tokenizer.check_vocab(encoder, self.net.cfg.vocab)
+        for text in self.net.unsharded:
+            say(f"not sharded, does not divide: {text}")
+        self.plan = state.plan(self.net, config, total=self.cadence.total, warmup=self.cadence.warmup)
+        groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
+        frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
+        say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
+        self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
+        self.checkpoints.preflight(nbytes(self.plan.abstract))
+        self.tracker = Tracker()
+        self.state, self.step = self._restore_or_init()
+        self.train_step, self.eval_step = self._compile()
+
+    def _check_mesh(self) -> None:
+        config, mesh = self.config, self.mesh
+        sharding.check_rules(config.sharding.params, config.sharding.activations)
+        shards = sharding.batch_shards(mesh, config.sharding.activations)
+        for field, rows in (
+            ("train.batch", config.train.batch // config.train.accumulate),
+            ("evaluate.batch", config.evaluate.batch),
+        ):
+            if rows % shards:
+                micro = " / train.accumulate" if field == "train.batch" and config.train.accumulate > 1 else ""
+                raise UserError(
+                    f"{field}{micro}={rows} rows are not divisible by the {shards} devices that share the batch "
+                    f"(mesh data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}); use {-(-rows // shards) * shards}, "
+                    "or set mesh.tensor higher"
+                )
+        ruled = sharding.axes_of(config.sharding.params, config.sharding.activations)
+        for axis, size in mesh.shape.items():
+            if size > 1 and axis not in ruled:
+                raise UserError(
+                    f"mesh.{axis}={size}, but no rule of sharding.params or sharding.activations uses this axis: "
+                    "its devices would all do the same; set it to 1"
+                )
+        self.say(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}; mesh " + _shape(mesh))
+
+    def _rehearse(self, hf_folder: Path | None) -> None:
+        """Builds task, network and optimizer without data: a wrong option is refused in seconds, not after minutes.
+
+        What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in that refuses nothing.
+        """
+        config = self.config
+        bind(DATASETS, config.data, "data")
+        task = call(TASKS, config.task, "task")
+        net = self._network(task.head, 2, hf_folder, vocab=config.tokenizer.vocab, pad_id=0)
+        total = steps(config.train.duration, "train.duration", per_epoch=1e6)
+        warmup = steps(config.schedule["warmup"], "schedule.warmup", per_epoch=0.0, total=total)
+        state.plan(net, config, total=total, warmup=warmup)
+
+    def _cadence(self) -> Cadence:
+        config = self.config
+        per_epoch = self.inputs.plans["train"].rows / config.train.batch
+        count = functools.partial(steps, per_epoch=per_epoch)
+        total = count(config.train.duration, "train.duration")
+        if total < 1:
+            raise UserError(f"train.duration={config.train.duration!r} is no whole step; an epoch has {per_epoch:.2f}")
+        cadence = Cadence(
+            total,
+            max(1, count(config.evaluate.every, "evaluate.every", total=total)),
+            max(1, count(config.checkpoint.every, "checkpoint.every", total=total)),
+            max(1, count(config.train.log_every, "train.log_every", total=total)),
+            count(config.schedule["warmup"], "schedule.warmup", total=total),
+        )
+        plan = self.inputs.plans["train"]
+        examples = len(self.inputs.caches["train"].lengths) / plan.rows * config.train.batch
+        self.say(
+            f"steps: {total:,} of {config.train.batch} rows (about {examples:.0f} examples); {per_epoch:.1f} an epoch"
+        )
+        return cadence
+
+    def _network(self, head: str, outputs: int, hf_folder: Path | None, **given: Any) -> build.Network:
+        """The network of the config; `given` are fields of a model from scratch."""
+        config = self.config
+        hf = hf_load.read_config(hf_folder) if hf_folder else None
+        family, cfg = build.family_config(config.model, hf, **({} if hf else given))
+        if cfg.positions < config.input.length:
+            raise UserError(
+                f"input.length={config.input.length} exceeds the model's {cfg.positions} positions; set it lower"
+            )
+        return build.network(
+            family,
+            cfg,
+            head=head,
+            outputs=outputs,
+            model=config.model,
+            rules=config.sharding,
+            mesh=self.mesh,
+        )
+
+    def _restore_or_init(self) -> tuple[TrainState, int]:
+        step = self.checkpoints.newest(fallback=True)
+        if step is None:
+            params, said = build.parameters(
+                self.net, self.inputs.hf_folder, self.config.seed, self.config.model.reset_head
+            )
+            for text in said:
+                self.say(text)
+            return self.plan.make(params), 0
+        meta = self.checkpoints.meta(step)
+        identity = self.inputs.identity()
+        changed = [key for key, value in meta["identity"].items() if identity.get(key, "absent") != value]
+        if not all(runfolder.covered(key, self.allow) for key in changed):
+            raise UserError(
+                f"the checkpoint of step {step} was made from other inputs: {', '.join(changed)} changed; "
+                f"restore them, use another --workdir, or continue with --allow_change={','.join(changed)}"
+            )
+        if changed:
+            self.say(f"changed since the checkpoint of step {step:,}: {', '.join(changed)}")
+        self.tracker = Tracker(**meta["tracker"])
+        self.say(f"resuming from the checkpoint of step {step:,}")
+        return self.checkpoints.restore(step, self.plan.abstract), step
+
+    def _compile(self) -> tuple[Any, Any]:
+        """Both steps, compiled ahead of time for the one shape they will ever see."""
+        task, net = self.task, self.net
+        step = state.training_step(net, task, self.plan, self.config)
+        started = time.perf_counter()
+        compiled = step.lower(self.plan.abstract, self._abstract_batch("train", self.config.train.batch)).compile()
+        self.say(memory.describe(compiled, time.perf_counter() - started))
+        memory.check(compiled, self.mesh)
+        evaluate = make_eval_step(lambda params, batch: net.forward(params, batch), task.loss)
+        return compiled, jax.jit(evaluate, out_shardings=sharding.replicated(self.mesh))
+
+    def _abstract_batch(self, split: str, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        one = next(iter(self.inputs.eval_batches(split, rows, 0, 1)))
+        return {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.batch_sharding)
+            for name, array in one.items()
+        }
+
+    def score(self, split: str, of: TrainState) -> Any:
+        batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())
+        return scoring.score(self.eval_step, state.weights(of), batches, self.task.meter(), self.batch_sharding)
+
+
+def _shape(mesh: jax.sharding.Mesh) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "of one device"

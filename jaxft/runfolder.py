@@ -1,0 +1,125 @@
+"""The folder of a run: its resolved config, what may change when it is started again, and whether it is finished."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft import manifest
+from jaxft.config import difference
+from jaxft.registry import UserError
+
+# Sections that do not change what is computed, only where and how it is shown.
+FREE = ("mesh", "sharding", "log")
+PACKAGES = ("jaxft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers")
+
+
+class RunFolder:
+    """Paths and promises of one run folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.json"
+        self.report = path / "report.json"
+        self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer"
+        self.hf = path / "hf"
+
+    def create(self) -> None:
+        """Raises UserError when the folder cannot be made or written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            file = next(path for path in (self.path, *self.path.parents) if path.exists())
+            raise UserError(f"--workdir={self.path}: {file} is a file; name a folder") from error
+        except PermissionError as error:
+            raise UserError(f"--workdir={self.path}: not allowed to create it; name another folder") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"--workdir={self.path}: the folder cannot be written; name another one")
+
+    def claim(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
+        """Checks that a run which is there has the same config; call it with the lock held.
+
+        `allow` names config keys (`train.batch`, or a section) that may differ. Raises UserError listing every other.
+        """
+        if self.config.exists():
+            self._compare(raw, allow, say)
+        if not self.started() and not self.finished():
+            # Of other data or another vocabulary, perhaps: only a checkpoint ties a run to its tokenizer.
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
+
+    def record(self, raw: Mapping[str, Any]) -> None:
+        """Writes the config: from now on this is a run of it. Not before its first step, when all mistakes are out."""
+        write_json(self.config, {"config": raw, "versions": versions(), "git": git_commit()})
+
+    def _compare(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
+        saved = read_json(self.config)
+        if not isinstance(saved, dict) or "config" not in saved:
+            raise UserError(f"--workdir={self.path} holds a config.json that is not of a run; name another folder")
+        old = saved["config"]
+        changed = difference(old, json.loads(json.dumps(raw)))
+        allowed = (*FREE, *allow)
+        fatal = [line for line in changed if not covered(line.split(":")[0], allowed)]
+        if fatal:
+            keys = ",".join(line.split(":")[0] for line in fatal)
+            raise UserError(
+                f"--workdir={self.path} holds a run of another config:\n  "
+                + "\n  ".join(fatal)
+                + f"\nUse another --workdir, or continue with the change by --allow_change={keys}"
+            )
+        for line in changed:
+            say(f"changed since this run began: {line}")
+
+    def started(self) -> bool:
+        """Whether there is a checkpoint."""
+        return any(manifest.is_sealed(path) for path in self.checkpoints.glob("*"))
+
+    def finished(self) -> bool:
+        return self.report.exists()
+
+
+def covered(path: str, keys: Sequence[str]) -> bool:
+    """Whether one of `keys` is the dotted `path` or a section around it."""
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_commit() -> str:
+    """Commit of the source tree that runs, with "+changes" when it is not clean; "" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10)
+            for args in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if commit.returncode else commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically: a reader sees the old file or the whole new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,78 @@
+"""Running sums of a training run between two log lines: loss, speed, utilisation, non-finite steps."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxft.chips import peak_flops
+
+
+class Throughput:
+    """Collects the sums of each step without waiting for it; `flush` divides once."""
+
+    def __init__(self, run: Any):
+        plan, lengths = run.inputs.plans["train"], run.inputs.caches["train"].lengths
+        batch = run.config.train.batch
+        self.examples_per_step = len(lengths) / plan.rows * batch
+        self.tokens_per_step = float(lengths.sum()) / plan.rows * batch
+        self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended)
+        self.flops_text = run.net.family.FLOPS_PER_TOKEN
+        peak = peak_flops(run.mesh.devices.flat[0])
+        self.peak = peak * run.mesh.size if peak else None
+        self.total = run.cadence.total
+        self.sums: list[Any] = []
+        self.newest: Any = None
+        self.before: Any = None
+        self.step = run.step
+        self.started = time.perf_counter()
+        self.away = 0.0
+
+    def formula(self) -> str:
+        """What a utilisation printed later means."""
+        return (
+            f"MFU: tokens/s x {self.flops_per_token:.3g} FLOPs a token ({self.flops_text}, forward and backward) / "
+            f"{self.peak or 0:.3g} FLOP/s of the mesh in bfloat16"
+        )
+
+    def add(self, step: int, sums: Any) -> None:
+        self.sums.append(sums)
+        self.step, self.before, self.newest = step, self.newest, sums
+
+    def bad_streak(self) -> tuple[int, int]:
+        """(step, non-finite steps in a row up to it). The step before the newest, which may still be running."""
+        last = self.step == self.total
+        read = self.newest if last else self.before
+        return self.step if last else self.step - 1, int(read["bad_streak"][0]) if read is not None else 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside (evaluation, saving) does not count towards the speed."""
+        jax.block_until_ready(self.newest)
+        entered = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.away += time.perf_counter() - entered
+
+    def flush(self, lr: float) -> dict[str, float]:
+        """The metrics since the last flush. Speeds are over real tokens and examples, padding not counted."""
+        done = jax.device_get(self.sums)
+        seconds = max(time.perf_counter() - self.started - self.away, 1e-9)
+        metrics = {"lr": lr}
+        for name in done[0]:
+            total, weight = (sum(float(sums[name][i]) for sums in done) for i in (0, 1))
+            metrics[name] = total / weight if weight else float("nan")
+        metrics |= {name: float(done[-1][name][0]) for name in ("bad_streak", "skipped")}  # counts, as of the last step
+        tokens = self.tokens_per_step * len(done) / seconds
+        metrics |= {
+            "examples_per_second": self.examples_per_step * len(done) / seconds,
+            "tokens_per_second": tokens,
+            "seconds_left": (self.total - self.step) * seconds / len(done),
+        }
+        if self.peak:
+            metrics["mfu"] = tokens * self.flops_per_token / self.peak
+        self.sums, self.started, self.away = [], time.perf_counter(), 0.0
+        return metrics

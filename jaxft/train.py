@@ -1,0 +1,166 @@
+"""The one loop: restore, step, evaluate, save, export."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxft import finish, runfolder, scoring
+from jaxft.config import Config
+from jaxft.data import pipeline
+from jaxft.lock import RunLock
+from jaxft.registry import UserError
+from jaxft.run import Run
+from jaxft.signals import Stopped, StopSignals
+from jaxft.step import all_finite
+from jaxft.throughput import Throughput
+from jaxft.writer import Writer
+
+EXAMPLES_SHOWN = 8
+
+
+def train(
+    raw: Mapping[str, Any], config: Config, workdir: Path, allow: Sequence[str], say: Callable[[str], None]
+) -> None:
+    """Trains as `config` says in the folder `workdir`, from its newest checkpoint where there is one.
+
+    `raw` is the config as plain dicts. Raises UserError for what the user can mend and Stopped when a signal ended the
+    run after saving.
+    """
+    folder = runfolder.RunFolder(workdir)
+    folder.create()
+    with RunLock(workdir, say=say), StopSignals() as signals:
+        folder.claim(raw, allow, say)
+        if folder.finished():
+            say(f"{workdir} is finished: see report.json and report.html. Nothing to do; another --workdir starts anew")
+            return
+        run = Run(config, folder, allow, say, signals)
+        folder.record(raw)
+        with signals.deferred(), run.checkpoints, _writer(run) as writer:
+            loop(run, writer)
+            run.checkpoints.wait()
+        finish.finish(run, raw)
+
+
+def _writer(run: Run) -> Writer:
+    log = run.config.log
+    first = jax.process_index() == 0
+    return Writer(
+        run.folder.path,
+        total=run.cadence.total,
+        tensorboard=log.tensorboard,
+        wandb=log.wandb,
+        start=run.step,
+        active=first,
+    )
+
+
+def loop(run: Run, writer: Writer) -> None:
+    """Steps until the duration is over or patience is. Raises Stopped after saving when a signal has come."""
+    cadence, measure = run.cadence, Throughput(run)
+    feed = _feed(run, writer)
+    if measure.peak:
+        run.say(measure.formula())
+    while run.step < cadence.total and not _out_of_patience(run):
+        run.state, sums = run.train_step(run.state, next(feed))
+        run.step += 1
+        step, last = run.step, run.step == cadence.total
+        measure.add(step, sums)
+        _stop_when_lost(run, measure, writer)
+        run.checkpoints.check()
+        if step % cadence.log == 0 or last:
+            writer.log(step, measure.flush(float(run.plan.learning_rate(step - 1))))
+        best = False
+        if step % cadence.evaluate == 0 or last:
+            with measure.paused():
+                best = _evaluate(run, writer)
+        asked = run.signals.number  # read once: it may come at any instant
+        # Not in the middle of a streak: what blew up must not push out what was good.
+        due = step % cadence.checkpoint == 0 and not int(run.state.bad_streak)
+        if due or last or best or asked or _out_of_patience(run):
+            with measure.paused():
+                _save(run, best)
+        if asked:
+            run.checkpoints.wait()
+            where = run.folder.checkpoints / str(step)
+            raise Stopped(
+                f"{run.signals.name}: stopped after step {step:,}, saved in {where}; the same command goes on",
+                128 + asked,
+            )
+    if _out_of_patience(run):
+        run.say(f"stopped early: no better {run.task.metric} in {run.tracker.waited} evaluations")
+
+
+def _feed(run: Run, writer: Writer) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, one ahead of the step that uses them; each is noted in the batch log."""
+    host = run.inputs.train_batches(run.config, run.step, jax.process_index(), jax.process_count())
+    ahead = None
+    for step, batch in enumerate(host, run.step + 1):
+        here = (step, pipeline.digest(batch), scoring.to_device(batch, run.batch_sharding))
+        if ahead is not None:
+            writer.batch(ahead[0], ahead[1])
+            yield ahead[2]
+        ahead = here
+
+
+def _stop_when_lost(run: Run, measure: Throughput, writer: Writer) -> None:
+    """Raises UserError after too many non-finite steps in a row, naming them, their examples and what is left."""
+    step, streak = measure.bad_streak()
+    if streak < run.config.train.max_bad_steps:
+        return
+    writer.log(run.step, measure.flush(float(run.plan.learning_rate(run.step - 1))))
+    run.checkpoints.wait()
+    kept = ", ".join(map(str, run.checkpoints.steps()))
+    first = step - streak + 1
+    batch = next(run.inputs.train_batches(run.config, first - 1, jax.process_index(), jax.process_count()))
+    places = run.inputs.places(batch)
+    shown = ", ".join(places[:EXAMPLES_SHOWN]) + (", ..." if len(places) > EXAMPLES_SHOWN else "")
+    raise UserError(
+        f"loss or gradients were not finite in {streak} steps in a row (train.max_bad_steps), {first} to {step}; "
+        f"their updates were left out. The batch of step {first} (line {first} of {run.folder.path / 'batches.log'}) "
+        f"has {len(places)} examples: {shown}. Checkpoints that stand: {kept or 'none yet'}. Lower optim.lr, set "
+        "train.clip, or mend those examples",
+        code=1,
+    )
+
+
+def _out_of_patience(run: Run) -> bool:
+    patience = run.config.evaluate.patience
+    return patience > 0 and run.tracker.waited >= patience
+
+
+def _evaluate(run: Run, writer: Writer) -> bool:
+    """Scores the validation split; True when it is the best score so far."""
+    metrics = run.score("validation", run.state).result()
+    # Weights that have blown up still guess some labels right: no score of theirs is the best.
+    score = metrics[run.task.metric] if math.isfinite(metrics["loss"]) else math.nan
+    best = run.tracker.add(run.task.metric, score, run.step)
+    writer.log(run.step, {f"validation/{name}": value for name, value in metrics.items()})
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    run.say(f"step {run.step:,}: validation {shown}" + (" (best)" if best else ""))
+    return best
+
+
+def _save(run: Run, best: bool) -> None:
+    if not all_finite(run.state.params):
+        raise UserError(
+            f"the parameters are not finite after step {run.step:,}: they are not saved. Checkpoints that stand: "
+            f"{', '.join(map(str, run.checkpoints.steps())) or 'none'}. Lower optim.lr or set train.clip",
+            code=1,
+        )
+    model = {
+        "config": dataclasses.asdict(run.net.cfg),
+        "head": run.net.head,
+        "outputs": run.task.outputs,
+        "task": run.task.hf_config(),
+    }
+    meta = {
+        "identity": run.inputs.identity(),
+        "tracker": dataclasses.asdict(run.tracker),
+        "total": run.cadence.total,
+        "model": model,
+    }
+    run.checkpoints.save(run.step, run.state, meta, best=best)

@@ -1,0 +1,59 @@
+"""Does an exported folder compute what the parameters in memory do?"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROWS, LENGTH = 4, 128  # positions past 64 show errors that short inputs hide
+
+
+def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple[float, str]:
+    """(largest absolute difference of float32 logits on random ids with padding, who read the folder).
+
+    The folder is read by transformers and torch where they are installed, else by jaxft. `dtype` is that of its
+    tensors: the parameters in memory are rounded alike.
+    """
+    length = min(LENGTH, net.cfg.positions)
+    rng = np.random.default_rng(0)
+    ids_BL = rng.integers(1, net.cfg.vocab, (ROWS, length)).astype(np.int32)
+    length_B = np.linspace(length, max(2, length // 4), ROWS).astype(int)
+    mask_BL = (np.arange(length) < length_B[:, None]).astype(np.int32)
+    ids_BL *= mask_BL
+    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)
+    expected = _ours(net, rounded, ids_BL, mask_BL)
+    if importlib.util.find_spec("torch"):
+        return float(np.abs(_theirs(folder, ids_BL, mask_BL) - expected).max()), "transformers"
+    return float(np.abs(_reread(folder, net, ids_BL, mask_BL) - expected).max()), "jaxft"
+
+
+def _ours(net: Any, params: Any, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+    rows, length = ids_BL.shape
+    position_BL = np.broadcast_to(np.arange(length, dtype=np.int32), ids_BL.shape)
+    batch = {"ids": ids_BL, "type": np.zeros_like(ids_BL), "segment": mask_BL, "position": position_BL}
+    batch["first"] = np.zeros((rows, 1), np.int32)
+    return np.asarray(jax.jit(net.forward)(params, batch))[:, 0]
+
+
+def _reread(folder: Path, net: Any, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+    from jaxft import build
+
+    params, _ = build.parameters(net, folder, seed=0, reset_head=False)
+    return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), ids_BL, mask_BL)
+
+
+def _theirs(folder: Path, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading, which takes no time here
+    model = AutoModelForSequenceClassification.from_pretrained(
+        str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    with torch.no_grad():
+        ids, mask = (torch.from_numpy(x.astype(np.int64)) for x in (ids_BL, mask_BL))
+        return model(input_ids=ids, attention_mask=mask).logits.numpy()

@@ -1,0 +1,213 @@
+"""What a run tells: a progress bar (plain lines without a terminal), metrics.jsonl, TensorBoard, Weights & Biases.
+
+metrics.jsonl holds one object a line: {"step": 20, "time": <Unix seconds>, "loss": ...}. JSON has no word for numbers
+that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any reader takes them, float() knows them.
+batches.log holds one line a step, "<step> <hash of the batch>"; line n belongs to step n.
+"""
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TextIO
+
+from jaxft.registry import UserError
+
+
+class Writer:
+    """Records one run in `folder` from the step after `start`, of `total`; does nothing unless `active` (process 0).
+
+    Opening forgets what a killed run recorded after `start`, so that the logs of a resumed run read like those of an
+    unbroken one. `wandb` is the project on Weights & Biases, "" for none; WANDB_MODE=offline is honoured.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        total: int,
+        tensorboard: bool,
+        wandb: str,
+        start: int,
+        active: bool = True,
+    ):
+        self._active = active
+        self._total = total
+        self._closing = ExitStack()
+        self._sinks: list[Callable[[int, Mapping[str, float]], None]] = []
+        if not active:
+            return
+        folder = Path(folder)
+        with ExitStack() as closing:  # what is open already is closed when something later fails
+            self._metrics = closing.enter_context(_continue(folder / "metrics.jsonl", start, _step_of_json))
+            self._batches = closing.enter_context(_continue(folder / "batches.log", start, _step_of_line))
+            if tensorboard:
+                self._sinks.append(_tensorboard(folder / "tensorboard", start, closing))
+            if wandb:
+                self._sinks.append(_wandb(folder, wandb, closing))
+            self._show = closing.enter_context(_Progress(total, start))
+            self._closing = closing.pop_all()
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records metrics of `step`. Names with a "/" ("validation/loss") are of an evaluation, others of training."""
+        if not self._active:
+            return
+        plain = {name: float(value) for name, value in metrics.items()}
+        record = {"step": step, "time": round(time.time(), 3), **{name: _json_number(x) for name, x in plain.items()}}
+        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+        for sink in self._sinks:
+            sink(step, plain)
+        training = {name: value for name, value in plain.items() if "/" not in name}
+        if training:
+            self._show.update(step, training)
+
+    def batch(self, step: int, digest: str) -> None:
+        """Records which batch `step` is about to train on, and moves the bar."""
+        if self._active:
+            self._batches.write(f"{step} {digest}\n")
+            self._show.advance(step - 1)
+
+    def close(self) -> None:
+        self._closing.close()
+
+
+def _json_number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _continue(path: Path, start: int, step_of: Callable[[str], int]) -> TextIO:
+    """Drops the records after `start`, atomically, and opens the file to append.
+
+    A line that cannot be read was half written when the machine went down: it is dropped as well. Line buffered: a
+    write costs microseconds and a killed process loses none, so the logs never lag behind a checkpoint.
+    """
+    if path.exists():
+        draft = path.with_name(f"{path.name}.tmp")
+        with path.open(encoding="utf-8", errors="replace") as old, draft.open("w", encoding="utf-8") as new:
+            new.writelines(line for line in old if _is_kept(line, start, step_of))
+        draft.replace(path)
+    return path.open("a", encoding="utf-8", buffering=1)
+
+
+def _is_kept(line: str, start: int, step_of: Callable[[str], int]) -> bool:
+    try:
+        return line.endswith("\n") and step_of(line) <= start
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _step_of_json(line: str) -> int:
+    return json.loads(line)["step"]
+
+
+def _step_of_line(line: str) -> int:
+    return int(line.split()[0])
+
+
+def _tensorboard(folder: Path, start: int, closing: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
+    from tensorboardX import SummaryWriter
+
+    # purge_step makes TensorBoard drop what a killed run wrote at and after that step. Files are named by the second.
+    events = SummaryWriter(str(folder), purge_step=start + 1 if start else None, filename_suffix=f".{start}")
+    closing.callback(events.close)
+
+    def write(step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    return write
+
+
+def _wandb(folder: Path, project: str, closing: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
+    try:
+        import wandb
+        from wandb.errors import Error as WandbError
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"log.wandb={project!r} needs the package wandb; pip install 'jaxft[wandb]', or set log.wandb=''"
+        ) from error
+    remembered = folder / "wandb_run_id"
+    run_id = remembered.read_text(encoding="utf-8").strip() if remembered.exists() else secrets.token_hex(4)
+    remembered.write_text(run_id + "\n", encoding="utf-8")
+    quiet = wandb.Settings(console="off", silent=True)
+    try:
+        run = wandb.init(project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder), settings=quiet)
+    except WandbError as error:
+        raise UserError(f"log.wandb={project!r}: {error}; run `wandb login`, or set WANDB_MODE=offline") from error
+    closing.callback(run.finish)
+    # Its own counter may only grow; "step" as the axis lets a resumed run go over the same steps again.
+    run.define_metric("*", step_metric="step")
+    return lambda step, metrics: run.log({"step": step, **metrics})
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere (a file, a pipe, a CI log) one line per record."""
+
+    def __init__(self, total: int, start: int):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        console = Console()
+        self._total = total
+        self._bar: Any = None
+        if console.is_terminal:
+            text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+            columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True), text)
+            self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=True)
+            self._task = self._bar.add_task("", total=total, completed=start, text="")
+
+    def __enter__(self) -> "_Progress":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        text = describe(metrics)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+            return
+        left = metrics.get("seconds_left")
+        ending = "" if left is None else f", {_duration(left)} left"
+        print(f"step {step:,} of {self._total:,}: {text}{ending}", flush=True)
+
+
+# What the bar shows, where it is known; everything else is in metrics.jsonl.
+SHOWN: dict[str, Callable[[float], str]] = {
+    "loss": lambda x: f"loss {x:.4f}",
+    "lr": lambda x: f"lr {x:.2e}",
+    "examples_per_second": lambda x: f"{x:,.0f} examples/s",
+    "tokens_per_second": lambda x: f"{x:,.0f} tokens/s",
+    "mfu": lambda x: f"MFU {x:.1%}",
+    "accuracy": lambda x: f"accuracy {x:.3f}",
+}
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    return ", ".join(show(metrics[name]) for name, show in SHOWN.items() if name in metrics)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
