@@ -1,0 +1,198 @@
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from jaxft.data import tokens
+from jaxft.data.source import Split
+from jaxft.registry import BadRow, UserError
+
+
+class Example(NamedTuple):
+    text: str
+    pair: str | None
+    label: object
+
+
+def example(row):
+    if row.get("reject"):
+        raise BadRow("rejected")
+    return Example(row["text"], row.get("pair"), row.get("label"))
+
+
+def encode(texts, calls=None):
+    """One id per word ("w7" -> 7), the pair with type 1; at most 8 tokens."""
+    if calls is not None:
+        calls.append(len(texts))
+    result = []
+    for text, pair in texts:
+        ids = [int(word[1:]) for word in f"{text} {pair or ''}".split()]
+        types = [0] * len(text.split()) + [1] * len((pair or "").split())
+        result.append((ids[:8], types[:8], len(ids) > 8))
+    return result
+
+
+def split_of(rows, bad=(), name="a"):
+    return Split(rows, name, lambda i: f"x.jsonl:{i + 1}", bad)
+
+
+def build(rows, folder, *, on_bad="stop", bad=(), encode=encode, **key):
+    return tokens.build(split_of(rows, bad), example, encode, key=key, folder=str(folder), on_bad=on_bad)
+
+
+def numbered(count):
+    rng = np.random.default_rng(0)
+    return [
+        {"text": " ".join(f"w{i}" for i in rng.integers(0, 900, rng.integers(1, 8))), "label": n % 3}
+        for n in range(count)
+    ]
+
+
+def test_the_cache_holds_what_the_tokenizer_said(tmp_path):
+    rows = numbered(10_000)  # several chunks
+    cache = build(rows, tmp_path)
+    expected = encode([(row["text"], None) for row in rows])
+    assert len(cache.lengths) == 10_000
+    for x in (0, 1, 4095, 4096, 9_999):
+        span = slice(cache.offsets[x], cache.offsets[x + 1])
+        assert cache.ids[span].tolist() == expected[x][0] and cache.types[span].tolist() == expected[x][1]
+    assert np.array_equal(cache.ids, np.concatenate([ids for ids, _, _ in expected]))
+    assert cache.ids.dtype == np.uint16 and cache.max_id == cache.ids.max()
+    assert cache.labels.dtype == np.int32 and cache.labels.tolist() == [row["label"] for row in rows]
+    assert cache.row.tolist() == list(range(10_000))
+    assert cache.counts == {"rows": 10_000, "kept": 10_000, "bad": 0, "truncated": 0, "empty": 0}
+
+
+def test_pairs_truncation_and_wide_ids(tmp_path):
+    cache = build([{"text": "w1 w70000", "pair": "w3", "label": 0}, {"text": "w1 " * 9, "label": 1}], tmp_path)
+    assert cache.ids.dtype == np.uint32 and cache.ids[:3].tolist() == [1, 70000, 3]
+    assert cache.types[:3].tolist() == [0, 0, 1]
+    assert cache.counts["truncated"] == 1 and cache.lengths.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "shape"),
+    [
+        ([1, -100], np.int32, (2,)),
+        ([1, 0.5], np.float32, (2,)),
+        ([[1.0, 0.0, 1.0], [0, 1, 0]], np.float32, (2, 3)),
+        ([None, None], np.int32, (2,)),
+    ],
+)
+def test_labels_keep_their_kind(tmp_path, labels, dtype, shape):
+    cache = build([{"text": "w1", "label": label} for label in labels], tmp_path)
+    assert cache.labels.dtype == dtype and cache.labels.shape == shape
+    assert np.array_equal(cache.labels, np.array([-100, -100] if labels[0] is None else labels, dtype))
+
+
+@pytest.mark.parametrize("labels", [[1, None], [1, [1.0]], [[1.0], [1.0, 2.0]]])
+def test_labels_of_two_kinds_are_an_error(tmp_path, labels):
+    with pytest.raises(UserError, match="same"):
+        build([{"text": "w1", "label": label} for label in labels], tmp_path)
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("inf"), "one", 2**40, [1.0, float("nan")]])
+def test_a_label_that_is_no_number_is_a_bad_row(tmp_path, label):
+    with pytest.raises(UserError, match=r"x\.jsonl:2: label"):
+        build([{"text": "w1", "label": 1}, {"text": "w1", "label": label}], tmp_path)
+
+
+def test_bad_rows_stop_the_run_or_are_skipped_and_reported(tmp_path):
+    rows = [
+        {"text": "w1", "label": 0},
+        {"text": "w1", "reject": True},
+        {"text": "", "label": 1},
+        {"text": "w2", "label": 1},
+    ]
+    unreadable = [("x.jsonl:9", "not JSON")]
+    with pytest.raises(UserError, match="3 of 5 rows") as caught:
+        build(rows, tmp_path, bad=unreadable)
+    for quoted in ("x.jsonl:9: not JSON", "x.jsonl:2: rejected", "x.jsonl:3: has no tokens"):
+        assert quoted in str(caught.value)
+    cache = build(rows, tmp_path, bad=unreadable, on_bad="skip")
+    assert cache.counts == {"rows": 5, "kept": 2, "bad": 3, "truncated": 0, "empty": 0}
+    assert cache.row.tolist() == [0, 3] and cache.labels.tolist() == [0, 1]
+    assert len(json.loads((Path(cache.folder) / "bad_rows.json").read_text())) == 3
+    with pytest.raises(UserError, match="3 of 5"):  # from the cache as well
+        build(rows, tmp_path, bad=unreadable)
+    with pytest.raises(UserError, match="on_bad"):
+        build(rows, tmp_path, on_bad="ignore")
+
+
+def test_no_usable_row_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="none of the 1 rows"):
+        build([{"text": "w1", "reject": True}], tmp_path, on_bad="skip")
+
+
+def test_a_cache_is_built_once_for_each_key(tmp_path):
+    calls = []
+
+    def counted(texts):
+        return encode(texts, calls)
+
+    first = build(numbered(10), tmp_path, encode=counted, task="a")
+    again = build(numbered(10), tmp_path, encode=counted, task="a")
+    assert calls == [10] and again.fingerprint == first.fingerprint and np.array_equal(again.ids, first.ids)
+    other = build(numbered(10), tmp_path, encode=counted, task="b")
+    assert calls == [10, 10] and other.fingerprint != first.fingerprint
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([first.fingerprint, other.fingerprint])
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "labels.npy", "report.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_a_damaged_cache_is_said_aloud_and_rebuilt(tmp_path, capsys, name, harm):
+    before = build(numbered(50), tmp_path)
+    expected, file = np.array(before.ids), Path(before.folder) / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if harm == "remove":
+        file.unlink()
+    else:
+        file.write_bytes(data if harm == "flip" else data[: len(data) // 2])
+    after = build(numbered(50), tmp_path)
+    assert "damaged" in capsys.readouterr().err
+    assert np.array_equal(after.ids, expected)
+    build(numbered(50), tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_of_two_builders_at_once_one_wins_and_both_read_it(tmp_path):
+    def encode_while_another_finishes(texts):
+        if not any(len(entry.name) == 32 for entry in tmp_path.iterdir()):
+            build(numbered(20), tmp_path)
+        return encode(texts)
+
+    cache = build(numbered(20), tmp_path, encode=encode_while_another_finishes)
+    assert cache.counts["kept"] == 20
+    assert [entry.name for entry in tmp_path.iterdir()] == [cache.fingerprint]
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path):
+    def broken(texts):
+        raise RuntimeError("tokenizer")
+
+    with pytest.raises(RuntimeError, match="tokenizer"):
+        build(numbered(20), tmp_path, encode=broken)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_without_an_embedding_are_named(tmp_path):
+    cache = build([{"text": "w1", "label": 0}, {"text": "w2 w30 w4", "label": 0}], tmp_path)
+    cache.check_ids(31, split_of([]).where)
+    with pytest.raises(UserError, match=r"x.jsonl:2 has token id 30, but the embedding has 30 rows"):
+        cache.check_ids(30, split_of([]).where)
+
+
+def test_negative_ids_are_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"x\.jsonl:2 has token id -4"):
+        build([{"text": "w1", "label": 0}, {"text": "w2 w-4", "label": 0}], tmp_path)
+
+
+def test_a_cache_in_memory_is_the_same(tmp_path):
+    rows = numbered(30)
+    kept, held = build(rows, tmp_path), tokens.in_memory([example(row) for row in rows], encode)
+    for name in ("ids", "types", "offsets", "labels", "row"):
+        assert np.array_equal(getattr(kept, name), getattr(held, name))
+    assert kept.counts == held.counts

@@ -1,0 +1,177 @@
+"""Tokenizers: trained here, opened by transformers with the same ids, and refused when they cannot be right."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxft.hf import tokenizer
+from jaxft.registry import UserError
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A docstring says what a function does, not how it does it!",
+    "Café naïve résumé: straße, 東京 and emoji \U0001f600.",
+    "",
+    "unseen wörds and [SEP] inside",
+]
+
+
+def corpus():
+    return iter(TEXTS * 20)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    return folder, tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=True, folder=folder, positions=64)
+
+
+def test_special_tokens_come_first_and_padding_is_zero(trained):
+    _, encoder = trained
+    assert encoder.pad_id == 0 and encoder.vocab_size <= 150
+    assert [encoder.tokenizer.id_to_token(i) for i in range(5)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_transformers_gives_the_same_ids_types_and_truncation(tmp_path, lowercase):
+    from transformers import AutoTokenizer
+
+    encoder = tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=lowercase, folder=tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    examples = [(text, None) for text in TEXTS]
+    pairs = [(a, b) for a in TEXTS for b in TEXTS]
+    for length in (4, 12, 500):
+        for given in (examples, pairs):
+            columns = [a for a, _ in given], None if given is examples else [b for _, b in given]
+            whole, cut = theirs(*columns), theirs(*columns, truncation=True, max_length=length)
+            rows = zip(cut["input_ids"], cut["token_type_ids"], whole["input_ids"], strict=True)
+            for ours, (ids, types, uncut) in zip(encoder.encode(given, length), rows, strict=True):
+                assert ours.ids.tolist() == ids and ours.types.tolist() == types
+                assert ours.truncated == (len(uncut) > length)
+    assert theirs.pad_token_id == encoder.pad_id and theirs.mask_token == "[MASK]"
+
+
+def test_ids_have_the_dtypes_of_the_token_cache(trained):
+    one = trained[1].encode([("a fox", "a dog")], 10)[0]
+    assert one.ids.dtype == np.int32 and one.types.dtype == np.uint8
+    assert one.types.tolist() == [0] * (one.types.tolist().index(1)) + [1] * int(one.types.sum())
+
+
+def test_an_empty_text_is_its_special_tokens(trained):
+    assert [one.ids.tolist() for one in trained[1].encode([("", None), ("", "")], 8)] == [[2, 3], [2, 3, 3]]
+
+
+def test_a_length_without_room_for_text_is_refused(trained):
+    with pytest.raises(UserError, match="a length of 3 has no room for text: 3 tokens"):
+        trained[1].encode([("a", "b")], 3)
+
+
+def test_training_again_in_another_process_gives_the_same_file(trained, tmp_path):
+    program = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_tokenizer as t; "
+        "folder = pathlib.Path(sys.argv[2]); "
+        "t.tokenizer.train_wordpiece(t.corpus(), vocab=150, lowercase=True, folder=folder, positions=64)"
+    )
+    for run in ("one", "two"):
+        subprocess.run([sys.executable, "-c", program, Path(__file__).parent, tmp_path / run], check=True)
+        for file in trained[0].iterdir():
+            assert (tmp_path / run / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_folder_in_use_is_not_overwritten(trained):
+    with pytest.raises(UserError, match="is not empty"):
+        tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=True, folder=trained[0])
+
+
+def test_a_folder_with_only_vocab_txt_is_opened_through_transformers(trained, tmp_path):
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copyfile(trained[0] / name, tmp_path / name)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    encoder = tokenizer.load(tmp_path)
+    for ours, theirs in zip(
+        encoder.encode([(text, None) for text in TEXTS], 64),
+        trained[1].encode([(text, None) for text in TEXTS], 64),
+        strict=True,
+    ):
+        assert ours.ids.tolist() == theirs.ids.tolist()
+    assert encoder.fingerprint != trained[1].fingerprint
+
+
+def test_settings_stored_in_the_file_do_not_leak_into_encoding(trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    stored["padding"] = {
+        **{"strategy": {"Fixed": 30}, "direction": "Right", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    found = tokenizer.load(tmp_path).encode([(TEXTS[0], None)], 64)[0]
+    assert found.ids.tolist() == trained[1].encode([(TEXTS[0], None)], 64)[0].ids.tolist()
+
+
+def test_the_fingerprint_follows_the_content(trained, tmp_path):
+    assert tokenizer.load(trained[0]).fingerprint == trained[1].fingerprint
+    other = tokenizer.train_wordpiece(corpus(), vocab=120, lowercase=True, folder=tmp_path)
+    assert other.fingerprint != trained[1].fingerprint
+
+
+def test_tokenizer_files_are_copied_byte_for_byte(trained, tmp_path):
+    (trained[0] / "model.safetensors").write_bytes(b"not a tokenizer file")
+    names = tokenizer.copy_files(trained[0], tmp_path)
+    assert sorted(names) == sorted(file.name for file in tmp_path.iterdir())
+    assert sorted(names) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(trained):
+    encoder = trained[1]
+    tokenizer.check_vocab(encoder, encoder.vocab_size)
+    with pytest.raises(
+        UserError, match=rf"{encoder.vocab_size} ids and the model's embedding {encoder.vocab_size - 1} rows"
+    ):
+        tokenizer.check_vocab(encoder, encoder.vocab_size - 1)
+
+
+def test_the_highest_id_counts_not_the_number_of_tokens(trained, tmp_path):
+    """Vocabularies have holes: a table of as many rows as there are tokens would be read beyond its end."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    stored["model"]["vocab"]["farid"] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    assert tokenizer.load(tmp_path).vocab_size == 5001
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="has no tokenizer: neither"):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04K\x01.", b"{}", b'{"model": {"type": "WordPiece"}}'])
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_bomb_is_refused_unread(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(tokenizer.TOKENIZER_BYTES + 1)  # sparse: takes no room on the disk
+    with pytest.raises(UserError, match="tokenizer files above"):
+        tokenizer.load(tmp_path)
+
+
+def test_a_tokenizer_without_padding_is_refused(trained, tmp_path):
+    shutil.copyfile(trained[0] / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(UserError, match="no pad_token"):
+        tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
+    with pytest.raises(UserError, match="'<pad>' is not in the tokenizer's vocabulary"):
+        tokenizer.load(tmp_path)

@@ -1,0 +1,62 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxft.layers.dense import Dense
+from jaxft.layers.parameter import Normal
+from jaxft.layers.stack import REMAT, Execution, run_stack, stack
+
+N, D = 3, 4
+
+
+class Block(nnx.Module):
+    def __init__(self):
+        self.dense = Dense(D, D, ("D", "HK"), Normal(1.0))
+
+    def __call__(self, x, key):
+        noise = 0.0 if key is None else jax.random.normal(key, x.shape)
+        return jnp.tanh(self.dense(x)) + noise
+
+
+def parameters():
+    rng = np.random.default_rng(0)
+    return {
+        "kernel": jnp.asarray(rng.standard_normal((N, D, D), np.float32)),
+        "bias": jnp.asarray(rng.standard_normal((N, D), np.float32)),
+    }
+
+
+def run(params, x, key, how):
+    structure, _ = nnx.split(stack(Block(), N))
+    blocks = nnx.merge(structure, {"dense": params})
+    return run_stack(blocks, lambda block, x, key: block(x, key), x, key, how)
+
+
+def one_after_the_other(params, x, key):
+    keys = [None] * N if key is None else jax.random.split(key, N)
+    for i in range(N):
+        x = jnp.tanh(x @ params["kernel"][i] + params["bias"][i][None])
+        x = x if key is None else x + jax.random.normal(keys[i], x.shape)
+    return x
+
+
+def test_parameters_are_declared_with_a_leading_axis():
+    kernel = stack(Block(), N).dense.kernel
+    assert kernel.get_value().shape == (N, D, D)
+    assert kernel.get_metadata("axes") == ("N", "D", "HK")
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["still", "random"])
+@pytest.mark.parametrize("remat", REMAT)
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scan"])
+def test_values_and_gradients_are_those_of_the_blocks_in_turn(scan, remat, key):
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((5, D), np.float32))
+
+    def both(function):
+        return jax.value_and_grad(lambda params: function(params).sum())(parameters())
+
+    ours = both(lambda params: run(params, x, key, Execution(scan=scan, remat=remat)))
+    expected = both(lambda params: one_after_the_other(params, x, key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)

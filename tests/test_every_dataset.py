@@ -1,0 +1,84 @@
+"""What every registered data set promises, on real content."""
+
+import json
+
+import pytest
+
+from jaxft.data import DATASETS
+from jaxft.data.docstrings import LIBRARIES
+from jaxft.data.source import Dataset
+from jaxft.registry import call
+
+SECTIONS = {
+    "docstrings": dict(data_dir=""),
+    "tfds": dict(builder="tiny", train="train", validation="train[:50%]", test=""),
+    "files": dict(validation="", test="", holdout=0.2),
+}
+
+
+def make_tiny(folder):
+    import tensorflow_datasets as tfds
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = {}  # noqa: RUF012
+
+        def _info(self):
+            label = tfds.features.ClassLabel(names=["no", "yes"])
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": ((i, {"text": f"text {i} é", "label": i % 2}) for i in range(50))}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
+
+
+@pytest.fixture(params=DATASETS)
+def dataset(request, tmp_path) -> Dataset:
+    section = {"name": request.param, **SECTIONS[request.param]}
+    if request.param == "tfds":
+        make_tiny(tmp_path)
+        section["data_dir"] = str(tmp_path)
+    if request.param == "files":
+        path = tmp_path / "train.jsonl"
+        path.write_text("".join(json.dumps({"text": f"text {i} é", "label": i % 2}) + "\n" for i in range(50)))
+        section["train"] = str(path)
+    return call(DATASETS, section, "data")
+
+
+def test_rows_are_plain_random_access_and_repeatable(dataset):
+    assert {"train", "validation"} <= set(dataset.splits) and dataset.name
+    for split in dataset.splits.values():
+        count = len(split.rows)
+        assert count > 0 and not split.bad
+        for index in {0, count // 2, count - 1}:
+            row = split.rows[index]
+            assert type(row["text"]) is str and type(row["label"]) is int
+            assert split.rows[index] == row and split.where(index)
+        with pytest.raises(IndexError):
+            split.rows[count]
+    assert len({split.fingerprint for split in dataset.splits.values()}) == len(dataset.splits)
+
+
+def test_class_labels_have_names(dataset):
+    for column, names in dataset.label_names.items():
+        assert len(set(names)) == len(names)
+        for split in dataset.splits.values():
+            assert all(0 <= split.rows[i][column] < len(names) for i in range(min(len(split.rows), 100)))
+
+
+def test_docstrings_are_thirty_thousand_distinct_texts_of_all_libraries():
+    data = call(DATASETS, {"name": "docstrings", "data_dir": ""}, "data")
+    rows = {name: list(split.rows) for name, split in data.splits.items()}
+    texts = [row["text"] for part in rows.values() for row in part]
+    assert 25_000 < len(texts) < 40_000 and len(set(texts)) == len(texts)
+    assert data.label_names["label"] == tuple(sorted(LIBRARIES))
+    for name, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
+        assert abs(len(rows[name]) / len(texts) - share) < 0.01
+        assert {row["label"] for row in rows[name]} == set(range(len(LIBRARIES)))
+    again = call(DATASETS, {"name": "docstrings", "data_dir": ""}, "data")
+    assert again.splits["test"].fingerprint == data.splits["test"].fingerprint

@@ -1,0 +1,141 @@
+"""What holds for every registered family, on its TINY config."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxft import build, sharding
+from jaxft.hf import layout
+from jaxft.layers.loss import softmax_cross_entropy
+from jaxft.layers.stack import Execution
+from jaxft.models import MODELS
+from jaxft.registry import UserError, lookup
+from tests import tiny
+
+OUTPUTS = 3
+TOLERANCE = 1e-5  # float32; never loosened
+
+
+@pytest.fixture(params=MODELS)
+def family(request):
+    return lookup(MODELS, request.param, "model.name")
+
+
+def network(family, head="sequence"):
+    c = tiny.config()
+    on = tiny.mesh(devices=1)
+    options = dict(outputs=OUTPUTS, model=c.model, rules=c.sharding, mesh=on)
+    return build.network(family, family.TINY, head=head, **options)
+
+
+def parameters(net):
+    return unflatten_dict(build.initialise(net, seed=0), sep="/")
+
+
+def batch_of(ids_BL, length):
+    """One example a row, padded to `length`."""
+    B, L = ids_BL.shape
+    pad = ((0, 0), (0, length - L))
+    batch = {
+        "ids": np.pad(ids_BL, pad),
+        "type": np.zeros((B, length)),
+        "segment": np.pad(np.ones((B, L)), pad),
+        "position": np.broadcast_to(np.arange(length), (B, length)),
+        "first": np.zeros((B, 1)),
+    }
+    return {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
+
+
+def random_ids(family):
+    return np.random.default_rng(0).integers(1, family.TINY.vocab, (4, 9))
+
+
+def test_a_training_step_is_finite_and_lowers_the_loss(family):
+    net = network(family)
+    batch, labels_BS = batch_of(random_ids(family), 12), jnp.asarray([[0], [1], [2], [1]])
+
+    @jax.jit
+    def step(params, key):
+        def loss(params):
+            total, weight = softmax_cross_entropy(net.forward(params, batch, key), labels_BS, jnp.ones((4, 1)))
+            return total / weight
+
+        value, grads = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), grads
+
+    params = parameters(net)
+    first, params, grads = step(params, jax.random.key(0))
+    for path, grad in flatten_dict(grads, sep="/").items():
+        assert np.isfinite(grad).all() and (grad != 0).any(), f"{path} does not take part"
+    for i in range(20):
+        last, params, _ = step(params, jax.random.key(i))
+    assert last < first
+
+
+def test_padding_does_not_change_real_tokens(family):
+    net, ids_BL = network(family), random_ids(family)
+    forward = jax.jit(net.forward)
+    params = parameters(net)
+    short = forward(params, batch_of(ids_BL, ids_BL.shape[1]))
+    padded = batch_of(ids_BL, 16)
+    np.testing.assert_allclose(forward(params, padded), short, rtol=0, atol=TOLERANCE)
+    junk = padded | {"ids": jnp.where(padded["segment"] > 0, padded["ids"], 7)}
+    np.testing.assert_array_equal(forward(params, junk), forward(params, padded))
+
+
+def test_every_parameter_has_a_row_in_the_hub_table_with_its_own_axes(family):
+    for head in family.HF_HEADS:
+        net = network(family, head)
+        assert set(net.table) == set(net.abstract), "exactly the parameters that the model declares"
+        _, declared = nnx.split(family.Model(family.TINY, head, OUTPUTS, Execution()))
+        rows = layout.rows(net.table)
+        for path, variable in nnx.to_flat_state(declared):
+            row, axes = rows["/".join(map(str, path))], variable.get_metadata("axes")
+            stacked = tuple(letter for letter in axes if letter in row.stacked)
+            assert (*stacked, *row.layout.param) == axes, path
+            assert ("N" in axes) == ("{N}" in row.name), path
+
+
+def test_no_two_parameters_share_a_hub_tensor(family):
+    for head in family.HF_HEADS:
+        net = network(family, head)
+        names = [
+            name for path, row in layout.rows(net.table).items() for _, name in row.tensors(net.abstract[path].shape)
+        ]
+        assert len(names) == len(set(names))
+        assert all(name.startswith(family.HF_PREFIX) for path, (name, _) in family.HF.items())
+
+
+def test_the_config_survives_a_trip_to_the_hub(family):
+    """Each field is changed in turn, so that one which is not carried over shows."""
+    other = {int: lambda x: 2 * x, float: lambda x: x / 2 + 0.01}
+    for field in dataclasses.fields(family.Config):
+        value = getattr(family.TINY, field.name)
+        changed = other[type(value)](value) if type(value) in other else value
+        cfg = dataclasses.replace(family.TINY, **{field.name: changed})
+        hub = json.loads(json.dumps(family.config_to_hf(cfg)))
+        assert family.config_from_hf({**hub, "model_type": family.MODEL_TYPE}) == cfg, field.name
+
+
+def test_a_hub_field_that_nobody_reads_is_refused_by_name(family):
+    with pytest.raises(UserError, match="rotary_surprise=3"):
+        family.config_from_hf({**family.config_to_hf(family.TINY), "rotary_surprise": 3})
+
+
+def test_the_registry_key_is_the_hubs_model_type(family):
+    assert MODELS[family.MODEL_TYPE] == family.__name__
+    assert set(family.HF_ARCHITECTURES) == set(family.HF_HEADS)
+
+
+def test_every_letter_that_can_be_sharded_is_one_that_parameters_carry(family):
+    c = tiny.config()
+    _, declared = nnx.split(family.Model(family.TINY, "sequence", OUTPUTS, Execution()))
+    letters = {letter for _, variable in nnx.to_flat_state(declared) for letter in variable.get_metadata("axes")}
+    assert set(c.sharding.params) <= letters
+    sharding.check_rules(c.sharding.params, c.sharding.activations)

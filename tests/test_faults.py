@@ -1,0 +1,260 @@
+"""The real program, killed, stopped, damaged and started again: it ends where an unbroken run ends, bit for bit."""
+
+import random
+import re
+import shutil
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxft import cache, runfolder
+from jaxft.config import parse
+from jaxft.run import Run, Tracker
+from jaxft.signals import StopSignals
+from jaxft.train import loop
+from jaxft.writer import Writer
+from tests import program
+
+pytestmark = pytest.mark.slow
+
+# What a run does in order, by a file that it writes there; .building- is the token cache.
+STAGES = {
+    "the tokenizer": (".tokenizer.new", 2),
+    "the token cache": (".building-", 3),
+    "the record of the config": ("config.json", 1),
+    "the start of the first save": ("2.tmp/meta.json", 1),
+    "the seal of a save": ("4.tmp/manifest.json", 1),
+    "the publishing of a save": ("checkpoints/6.tmp", 9),
+    "the pruning of an old save": (".old", 1),
+    "the export": (".hf.new", 3),
+    "the report": ("report.html", 1),
+    "the mark of the end": ("report.json", 1),
+}
+
+
+def broken(folder, upto):
+    """A copy of the unbroken run as a kill after the checkpoint of step `upto` would leave it."""
+    shutil.copytree(program.unbroken(), folder, ignore=shutil.ignore_patterns("report.*", "hf"))
+    for step in program.steps(folder):
+        if step > upto:
+            shutil.rmtree(folder / "checkpoints" / str(step))
+    return folder
+
+
+def test_killed_at_every_stage_the_run_ends_alike_bit_for_bit(tmp_path):
+    # A token cache of its own: that of the unbroken run is there already.
+    compiled = str(cache.private_dir("compiled"))
+    env = {"JAXFT_CACHE_DIR": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": compiled}
+    shutil.copytree(cache.private_dir("numerics"), tmp_path / "cache" / "numerics")
+    (tmp_path / "cache").chmod(0o700)
+    for stage, (at, nth) in STAGES.items():
+        done = program.run(tmp_path / "run", signals=(signal.SIGKILL,), at=at, nth=nth, env=env)
+        assert done.code == -signal.SIGKILL, f"{stage}: {done}"
+    done = program.run(tmp_path / "run", env=env)
+    assert done.code == 0, done.err
+    program.assert_same_end(tmp_path / "run", program.unbroken())
+
+
+def test_killed_at_random_instants_the_run_ends_alike_bit_for_bit(tmp_path):
+    seed = 20261124
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    changes = int((program.unbroken().parent / "changes").read_text())
+    workdir, killed = tmp_path / "run", 0
+    for _ in range(3):
+        done = program.run(workdir, signals=(signal.SIGKILL,), nth=rng.randrange(1, changes // 3))
+        killed += done.code == -signal.SIGKILL
+        child = program.start(program.command(workdir))
+        time.sleep(rng.uniform(0.5, 6))
+        child.kill()
+        killed += program.wait(child).code == -signal.SIGKILL
+    assert killed >= 4
+    done = program.run(workdir)
+    assert done.code == 0, done.err
+    program.assert_same_end(workdir, program.unbroken())
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_the_loop_saves_and_says_where_and_the_same_command_goes_on(tmp_path, number, code):
+    workdir = tmp_path / "run"
+    # It comes while the checkpoint of step 4 is being written.
+    done = program.run(workdir, signals=(number,), at="4.tmp/meta.json")
+    assert done.code == code
+    (line,) = done.err.splitlines()
+    said = re.fullmatch(rf"jaxft: {number.name}: stopped after step (\d+), saved in (\S+); the same .* goes on", line)
+    assert said, line
+    step = int(said[1])
+    assert said[2] == str(workdir / "checkpoints" / said[1]) and program.steps(workdir)[-1] == step >= 4
+    assert len((workdir / "batches.log").read_text().splitlines()) == step
+    assert program.leftovers(workdir) == []
+    done = program.run(workdir)
+    assert done.code == 0 and f"resuming from the checkpoint of step {step}" in done.out
+    program.assert_same_end(workdir, program.unbroken())
+
+
+def test_a_second_signal_ends_the_run_at_once_and_it_can_be_started_again(tmp_path):
+    workdir = tmp_path / "run"
+    done = program.run(workdir, signals=(signal.SIGTERM, signal.SIGINT), at="4.tmp/meta.json", busy=True)
+    assert done.code == 130
+    assert done.err == "jaxft: SIGINT: a second signal, stopped without saving; the same command goes on\n"
+    assert program.steps(workdir) == [2]
+    assert program.run(workdir).code == 0
+    program.assert_same_end(workdir, program.unbroken())
+
+
+@pytest.mark.parametrize("at", [".tokenizer.new", "config.json"])
+def test_a_signal_before_the_first_step_ends_the_run_at_once_even_during_a_compile(tmp_path, at):
+    started = time.monotonic()
+    done = program.run(tmp_path / "run", signals=(signal.SIGINT,), at=at, busy=True)
+    assert time.monotonic() - started < 60  # what keeps it busy takes minutes
+    assert (done.code, done.err) == (130, "jaxft: SIGINT: stopped; what was saved stands, the same command goes on\n")
+
+
+def test_a_flipped_byte_in_the_newest_checkpoint_is_said_aloud_and_the_one_before_it_used(tmp_path):
+    workdir = broken(tmp_path / "run", upto=10)
+    earlier, newest = program.steps(workdir)[-2:]
+    victim = max((workdir / "checkpoints" / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = program.run(workdir)
+    assert done.code == 0, done.err
+    assert f"the checkpoint of step {newest} is damaged: {victim} has changed: sha256" in done.out
+    assert f"using the one before it\nresuming from the checkpoint of step {earlier}\n" in done.out
+    program.assert_same_end(workdir, program.unbroken())
+
+
+def test_resuming_at_any_step_sees_the_same_batches_and_ends_in_the_same_bits(tmp_path):
+    """Accumulated micro-batches, several epochs, their boundaries inside a batch; in one process for speed."""
+    often = {"checkpoint__every": "1 step", "checkpoint__keep": 100, "evaluate__every": "100 steps"}
+    raw = program.config(train__batch=16, train__accumulate=2, **often)
+    folder = runfolder.RunFolder(tmp_path / "run")
+    folder.create()
+    run = Run(parse(raw), folder, (), lambda _text: None, StopSignals())
+    assert run.cadence.total > 4 * run.inputs.plans["train"].rows / 16  # epochs end on the way
+
+    def end(start):
+        with Writer(folder.path, total=run.cadence.total, tensorboard=False, wandb="", start=start) as writer:
+            loop(run, writer)
+        run.checkpoints.wait()
+        return [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)], (folder.path / "batches.log").read_text()
+
+    whole = end(0)
+    assert len(set(whole[1].split()[1::2])) == run.cadence.total  # no batch twice
+    for step in range(1, run.cadence.total):
+        run.state, run.step, run.tracker = run.checkpoints.restore(step, run.plan.abstract), step, Tracker()
+        assert end(step) == whole, step
+    run.checkpoints.close()
+
+
+CHANGES = {
+    "train.batch": ({"train__batch": 16}, "train.batch: 8 -> 16"),
+    "input.length": ({"input__length": 12}, "input.length: 16 -> 12"),
+    "tokenizer.vocab": ({"tokenizer__vocab": 150}, "tokenizer.vocab: 200 -> 150"),
+    "seed": ({"seed": 1}, "seed: 0 -> 1"),
+    "optim.lr": ({"optim__lr": 0.002}, "optim.lr: 0.001 -> 0.002"),
+}
+
+
+def test_a_changed_config_is_refused_with_every_difference(tmp_path):
+    workdir = broken(tmp_path / "run", upto=10)
+    before = program.snapshot(workdir)
+    changed = {name: value for change, _ in CHANGES.values() for name, value in change.items()}
+    done = program.run(workdir, **changed)
+    assert done.code == 2 and "holds a run of another config" in done.err
+    for _, line in CHANGES.values():
+        assert f"  {line}\n" in done.err
+    assert set(re.search(r"--allow_change=(\S+)", done.err)[1].split(",")) == set(CHANGES)
+    # One of two allowed is not enough, a section allows its keys.
+    done = program.run(workdir, "--allow_change=optim", optim__lr=0.002, seed=1)
+    assert done.code == 2 and "seed: 0 -> 1" in done.err and "optim.lr" not in done.err
+    assert program.snapshot(workdir) == before
+
+
+def test_other_data_and_another_tokenizer_under_the_same_names_are_refused(tmp_path):
+    train = program.write_rows(tmp_path / "train.tsv")
+    workdir = tmp_path / "run"
+    assert program.run(workdir, data__train=train, signals=(signal.SIGTERM,), at="4.tmp/meta.json").code == 143
+    before = program.snapshot(workdir)
+    train.write_text(train.read_text() + "one more row\tred\n")
+    done = program.run(workdir, data__train=train)
+    assert done.code == 2 and "was made from other inputs: data.train changed" in done.err
+    assert "--allow_change=data.train" in done.err
+    vocabulary = workdir / "tokenizer" / "tokenizer.json"
+    original = vocabulary.read_text()
+    vocabulary.write_text(original.replace('"[UNK]"', '"[unk]"'))
+    done = program.run(workdir, data__train=train)
+    assert done.code == 2 and re.search(r"data.train, \S*tokenizer changed", done.err.replace("data.validation, ", ""))
+    vocabulary.write_text(original)
+    assert program.snapshot(workdir) == before
+    kill = {"signals": (signal.SIGKILL,), "at": "6.tmp"}
+    done = program.run(workdir, "--allow_change=data", data__train=train, **kill)
+    assert done.code == -signal.SIGKILL
+    assert re.search(r"changed since the checkpoint of step \d: data.train\nresuming", done.out), done
+
+
+def test_another_mesh_needs_no_permission(tmp_path):
+    workdir = broken(tmp_path / "run", upto=10)
+    done = program.run(workdir, mesh__data=1, mesh__fsdp=2, devices=2)
+    assert done.code == 0, done.err
+    assert "changed since this run began: mesh.fsdp: 1 -> 2" in done.out
+    assert "devices: 2 x cpu; mesh fsdp=2" in done.out and "resuming from the checkpoint of step 10" in done.out
+    ours, other = (program.arrays(folder, program.STEPS) for folder in (workdir, program.unbroken()))
+    assert max(np.abs(ours[name] - other[name]).max() for name in ours if name.startswith("params")) < 1e-5
+    assert (workdir / "batches.log").read_bytes() == (program.unbroken() / "batches.log").read_bytes()
+
+
+def test_the_second_of_two_processes_in_one_folder_fails_at_once(tmp_path):
+    workdir = broken(tmp_path / "run", upto=10)
+    first = program.start(program.command(workdir))
+    try:
+        while "parameters" not in first.stdout.readline():
+            pass
+        first.send_signal(signal.SIGSTOP)
+        before = program.snapshot(workdir)
+        done = program.run(workdir)
+        assert done.code == 2 and f"in use by pid {first.pid} on host" in done.err
+        assert program.snapshot(workdir) == before
+        first.send_signal(signal.SIGCONT)
+        assert program.wait(first).code == 0
+    finally:
+        first.kill()
+    program.assert_same_end(workdir, program.unbroken())
+
+
+def test_losses_that_are_not_finite_stop_the_run_with_what_was_good(tmp_path):
+    workdir = tmp_path / "run"
+    done = program.run(workdir, optim__lr=1e30, train__max_bad_steps=3, train__log_every="50 steps")
+    assert done.code == 1
+    said = re.search(r"not finite in 3 steps in a row \(train.max_bad_steps\), (\d+) to (\d+);", done.err)
+    assert said and "Traceback" not in done.err, done.err
+    first, last = int(said[1]), int(said[2])
+    assert last == first + 2
+    assert re.search(
+        rf"The batch of step {first} \(line {first} of \S+batches.log\) has \d+ examples: \S+tsv:\d+, ", done.err
+    )
+    kept = program.steps(workdir)
+    assert f"Checkpoints that stand: {', '.join(map(str, kept))}." in done.err and kept and max(kept) < first
+    for step in kept:
+        state = program.arrays(workdir, step)
+        assert all(np.isfinite(array).all() for array in state.values()) and state["skipped"] == 0
+    (record,) = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if "validation" not in line]
+    assert '"loss": "NaN"' in record
+    assert not (workdir / "report.json").exists()
+
+
+def test_the_same_command_twice_ends_in_the_same_bits_with_and_without_a_compile_cache(tmp_path):
+    env = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = program.run(tmp_path / "run", env=env)
+    assert done.code == 0, done.err
+    program.assert_same_end(tmp_path / "run", program.unbroken())
+
+
+def test_a_finished_run_started_again_says_so_and_does_nothing():
+    before = program.snapshot(program.unbroken())
+    done = program.run(program.unbroken())
+    assert (done.code, done.err) == (0, "") and f"{program.unbroken()} is finished: see report.json" in done.out
+    assert program.snapshot(program.unbroken()) == before

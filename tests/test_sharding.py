@@ -1,0 +1,64 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxft import sharding
+from jaxft.registry import UserError
+
+ONE = dict(data=1, fsdp=1, tensor=1, context=1, expert=1)
+
+
+def mesh(**sizes):
+    return sharding.make_mesh(ONE | sizes)
+
+
+def test_minus_one_takes_what_is_left():
+    assert dict(mesh(data=-1, tensor=2).shape) == ONE | {"data": 4, "tensor": 2}
+
+
+@pytest.mark.parametrize("sizes", [dict(data=3), dict(data=3, fsdp=-1), dict(data=-1, fsdp=-1), dict(data=0)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
+    with pytest.raises(UserError, match="mesh: data="):
+        mesh(**sizes)
+
+
+def test_matrices_follow_the_rules_and_vectors_are_replicated():
+    rules = dict(D="fsdp", F="tensor")
+    on = mesh(fsdp=4, tensor=2)
+    assert sharding.parameter_sharding((8, 16), ("D", "F"), rules, on).spec == P("fsdp", "tensor")
+    assert sharding.parameter_sharding((3, 8, 16), ("N", "D", "F"), rules, on).spec == P(None, "fsdp", "tensor")
+    assert sharding.parameter_sharding((16,), ("F",), rules, on).spec == P()
+    assert sharding.parameter_sharding((3, 16), ("N", "F"), rules, on).spec == P()
+
+
+def test_what_does_not_divide_stays_whole_and_is_reported():
+    on = mesh(fsdp=4, tensor=2)
+    rules = dict(V="tensor", D="fsdp")
+    assert sharding.spec((99, 8), ("V", "D"), rules, on) == P(None, "fsdp")
+    assert sharding.undivided((99, 8), ("V", "D"), rules, on) == ["V=99 by tensor=2"]
+
+
+def test_two_letters_never_claim_one_mesh_axis():
+    assert sharding.spec((8, 8), ("D", "P"), dict(D="fsdp", P="fsdp"), mesh(fsdp=8)) == P("fsdp", None)
+
+
+def test_constrain_pins_activations_by_letter_only_inside_the_context():
+    on = mesh(data=4, tensor=2)
+    x = jnp.ones((8, 4, 6))
+
+    def pinned(x):
+        with sharding.activations(on, dict(B=("data", "fsdp"), H="tensor")):
+            return sharding.constrain(x, "BHK")
+
+    assert jax.jit(pinned)(x).sharding.spec == P("data", "tensor")
+    assert sharding.constrain(x, "BHK") is x
+
+
+def test_a_rule_for_an_axis_that_no_mesh_has_is_refused():
+    with pytest.raises(UserError, match=r"sharding.params.D='modle'"):
+        sharding.check_rules(dict(D="modle"), {})
+
+
+def test_the_axes_that_rules_use():
+    assert sharding.axes_of(dict(D="fsdp"), dict(B=("data", "fsdp"), L=None)) == {"data", "fsdp"}

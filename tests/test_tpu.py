@@ -1,0 +1,60 @@
+"""BERT-base's train step, compiled by libtpu for eight TPU v5e chips that need not be there."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.verbs_run import ROOT, environment
+
+GIB = 2**30
+CHIP = 16 * GIB  # memory of a TPU v5e
+MESHES = ({"data": 8}, {"fsdp": 4, "tensor": 2})
+SMALL = 32 * 128 * 2  # elements of the classifier's products
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Mesh -> (what tests/tpu_step.py prints, stderr). Both compile at the same time, each in its own process."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs libtpu: pip install 'jaxft[plan]'")
+    # Two processes may load libtpu at once: neither opens a TPU.
+    env = environment(1, TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = {
+        str(sizes): subprocess.Popen(
+            [sys.executable, "-m", "tests.tpu_step", json.dumps(sizes)], cwd=ROOT, env=env, text=True, **pipes
+        )
+        for sizes in MESHES
+    }
+    done = {}
+    for sizes, process in started.items():
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+        done[sizes] = json.loads(out), err
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_the_train_step_of_bert_base_compiles_for_a_tpu_and_fits(compiled, sizes):
+    found, errors = compiled[str(sizes)]
+    state = 12 * 108e6  # float32 parameters and two moments
+    needed = found["argument_size_in_bytes"] + found["temp_size_in_bytes"]
+    assert state / 8 <= needed <= CHIP
+    share = 8 if "fsdp" in sizes else 1
+    assert found["argument_size_in_bytes"] <= 1.05 * state / share, "what is sharded is not whole on every chip"
+    assert "Involuntary full rematerialization" not in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_its_matrix_products_are_in_bfloat16_and_gradients_meet(compiled, sizes):
+    found, _ = compiled[str(sizes)]
+    large = [dtype for dtype, size in found["products"] if size > SMALL]
+    assert len(large) >= 18, "forward and backward of six kernels"
+    assert set(large) == {"bf16"}
+    assert found["collectives"]["all-reduce"] > 0
+    assert (found["collectives"]["all-gather"] > 0) == ("fsdp" in sizes)

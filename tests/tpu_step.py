@@ -1,0 +1,72 @@
+"""Compiles BERT-base's train step of configs/bert_cls.py:sst2 for eight TPU chips, and prints what the compiler says.
+
+python -m tests.tpu_step '{"fsdp": 4, "tensor": 2}'    -> JSON: bytes a chip, dtypes of the matrix products, collectives
+
+Nothing is allocated and no TPU is opened: it needs libtpu, TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu.
+"""
+
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from configs.bert_cls import get_config
+from jaxft import build, sharding, state
+from jaxft.config import parse
+from jaxft.models import bert
+from jaxft.tasks.cls import Cls
+
+TOPOLOGY = "v5e:2x4"
+VOCAB = 28996  # google-bert/bert-base-cased; its other sizes are the defaults of bert.Config
+LABELS = ("negative", "positive")
+
+
+def mesh_of(sizes) -> Mesh:
+    """The mesh of a topology's devices: jax.make_mesh arranges only devices that are attached."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
+    shape = sharding.mesh_shape(dict.fromkeys(sharding.AXES, 1) | sizes, len(devices))
+    return Mesh(np.array(devices).reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def compiled_step(sizes):
+    """The step as `jaxft.run` compiles it, but for the devices."""
+    raw = get_config("sst2").to_dict()
+    raw["model"]["scan"] = True  # the blocks compiled once: 25 s instead of 150
+    config = parse(raw)
+    on = mesh_of(sizes)
+    task = Cls(text="sentence", pair="", label="label", metric="", smoothing=0.0, classes=LABELS)
+    options = dict(head=task.head, outputs=task.outputs, model=config.model, rules=config.sharding, mesh=on)
+    net = build.network(bert, bert.Config(vocab=VOCAB), **options)
+    plan = state.plan(net, config, total=6000, warmup=360)
+    return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on)).compile()
+
+
+def batch(config, on):
+    B, L, S = config.train.batch, config.input.length, config.input.pack
+    where = sharding.batch_sharding(on, config.sharding.activations)
+    tokens = {name: ((B, L), "int32") for name in ("ids", "type", "segment", "position")}
+    slots = {name: ((B, S), "int32") for name in ("first", "label", "example")} | {"weight": ((B, S), "float32")}
+    return {name: jax.ShapeDtypeStruct(*leaf, sharding=where) for name, leaf in (tokens | slots).items()}
+
+
+def products(text):
+    """(dtype of the operands, elements of the result) of every matrix product; on a TPU they are convolutions."""
+    found = []
+    kinds = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", text))
+    for shape, operands in re.findall(r"= \w+\[([\d,]*)\]\S* (?:convolution|dot)\(([^)]*)\)", text):
+        names = re.findall(r"%[\w.-]+", operands)
+        size = int(np.prod([int(n) for n in shape.split(",") if n]))
+        found.append((",".join(sorted({kinds[name] for name in names})), size))
+    return found
+
+
+if __name__ == "__main__":
+    compiled = compiled_step(json.loads(sys.argv[1]))
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    counted = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-gather", "all-reduce")}
+    sizes = {f: getattr(memory, f) for f in ("argument_size_in_bytes", "temp_size_in_bytes", "output_size_in_bytes")}
+    print(json.dumps({**sizes, "products": products(text), "collectives": counted}))
