@@ -27,6 +27,11 @@ class Split:
     where: Callable[[int], str]
     bad: Sequence[tuple[str, str]] = ()
 
+    @property
+    def place(self) -> str:
+        """Where the split begins: equal content may lie in two places."""
+        return self.bad[0][0] if self.bad else self.where(0)
+
 
 @dataclass(frozen=True)
 class Dataset:

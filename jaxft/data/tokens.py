@@ -1,7 +1,8 @@
 """The token cache: a split's features, computed once and memory-mapped ever after.
 
-A cache is a folder named by the hash of all it depends on. It is written aside and renamed, so that the first of two
-processes wins, and carries a sha256 manifest: a damaged one is noticed, said aloud and built again.
+A cache is a folder named by the hash of all it depends on, and of where the rows lie. It is written aside and renamed,
+so that the first of two processes wins, and carries a sha256 manifest: a damaged one is noticed, said aloud and built
+again.
 """
 
 import json
@@ -88,7 +89,8 @@ def build(
     if on_bad not in ("stop", "skip"):
         raise UserError(f'on_bad={on_bad!r} is not known; use "stop" or "skip"')
     identity = fingerprint(source=split.fingerprint, code=CODE_VERSION, key=key)
-    path = Path(folder) / identity
+    # Bad rows are kept by their place, so equal content in another place has a cache of its own.
+    path = Path(folder) / fingerprint(identity=identity, place=split.place)
     cache = _load(path, identity)
     if cache is None:
         _write(split, example, encode, path)

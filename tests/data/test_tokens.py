@@ -99,6 +99,13 @@ def test_a_label_that_is_no_number_is_a_bad_row(tmp_path, label):
         build([{"text": "w1", "label": 1}, {"text": "w1", "label": label}], tmp_path)
 
 
+def test_equal_content_in_another_place_reports_bad_rows_where_they_are(tmp_path):
+    for path in ("old/x.jsonl", "new/x.jsonl"):
+        split = Split([{"text": "w1", "reject": True}], "a", lambda i, path=path: f"{path}:{i + 1}")
+        with pytest.raises(UserError, match=f"  {path}:1: rejected"):
+            tokens.build(split, example, encode, key={}, folder=str(tmp_path), on_bad="stop")
+
+
 def test_bad_rows_stop_the_run_or_are_skipped_and_reported(tmp_path):
     rows = [
         {"text": "w1", "label": 0},
@@ -137,7 +144,7 @@ def test_a_cache_is_built_once_for_each_key(tmp_path):
     assert calls == [10] and again.fingerprint == first.fingerprint and np.array_equal(again.ids, first.ids)
     other = build(numbered(10), tmp_path, encode=counted, task="b")
     assert calls == [10, 10] and other.fingerprint != first.fingerprint
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([first.fingerprint, other.fingerprint])
+    assert set(tmp_path.iterdir()) == {first.folder, other.folder}
 
 
 @pytest.mark.parametrize("name", ["ids.bin", "labels.npy", "report.json", "manifest.json"])
@@ -166,7 +173,7 @@ def test_of_two_builders_at_once_one_wins_and_both_read_it(tmp_path):
 
     cache = build(numbered(20), tmp_path, encode=encode_while_another_finishes)
     assert cache.counts["kept"] == 20
-    assert [entry.name for entry in tmp_path.iterdir()] == [cache.fingerprint]
+    assert list(tmp_path.iterdir()) == [cache.folder]
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):
