@@ -1,6 +1,8 @@
 """Attention: one function, and the projections around it."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +24,23 @@ class Where:
     A query sees a key of the same segment. Segment 0 is padding: it sees only padding and is seen by nobody else.
     """
 
-    segment_BL: jax.Array
+    query_BL: jax.Array  # segment of each query
+    key_BM: jax.Array  # segment of each key
+
+    @classmethod
+    def within(cls, segment_BL: jax.Array) -> Self:
+        """Every token asks, and is asked within its segment."""
+        return cls(segment_BL, segment_BL)
+
+    def at(self, position_BS: jax.Array) -> Self:
+        """The same for the queries at these positions alone."""
+        return dataclasses.replace(self, query_BL=jnp.take_along_axis(self.query_BL, position_BS, axis=1))
 
     def mask_BLM(self) -> jax.Array:
-        return self.segment_BL[:, :, None] == self.segment_BL[:, None, :]
+        return self.query_BL[:, :, None] == self.key_BM[:, None, :]
 
 
-jax.tree_util.register_dataclass(Where, data_fields=["segment_BL"], meta_fields=[])
+jax.tree_util.register_dataclass(Where, data_fields=["query_BL", "key_BM"], meta_fields=[])
 
 
 def attention(
@@ -60,12 +72,14 @@ class SelfAttention(nnx.Module):
         self.v = Dense(d_model, d_model, ("D", "HK"), init)
         self.out = Dense(d_model, d_model, ("HK", "D"), init)
 
-    def __call__(self, x_BLD: jax.Array, where: Where, key: jax.Array | None) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
+    def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, where: Where, key: jax.Array | None) -> jax.Array:
+        """Queries of `x_BLD` over keys and values of `over_BMD`, [B, L, D]."""
+        q_BLHK = self._heads(self.q(x_BLD))
+        k_BMHK, v_BMHK = self._heads(self.k(over_BMD)), self._heads(self.v(over_BMD))
+        mixed_BLHK = attention(q_BLHK, k_BMHK, v_BMHK, where, q_BLHK.shape[-1] ** -0.5, self.drop, key)
+        return constrain(self.out(mixed_BLHK.reshape(x_BLD.shape)), "BLD")
+
+    def _heads(self, x_BLD: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, H, K]."""
         B, L, D = x_BLD.shape
-        q_BLHK, k_BLHK, v_BLHK = (
-            constrain(dense(x_BLD).reshape(B, L, self.heads, D // self.heads), "BLHK")
-            for dense in (self.q, self.k, self.v)
-        )
-        mixed_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, where, (D // self.heads) ** -0.5, self.drop, key)
-        return constrain(self.out(mixed_BLHK.reshape(B, L, D)), "BLD")
+        return constrain(x_BLD.reshape(B, L, self.heads, D // self.heads), "BLHK")

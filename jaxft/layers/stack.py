@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.sharding import constrain
+
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep matmul outputs, recompute the rest
@@ -36,28 +38,41 @@ def stack(block: nnx.Module, n: int) -> Any:
 
 def run_stack(
     blocks: Any,
-    call: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
-    x: jax.Array,
+    call: Callable[[Any, jax.Array, jax.Array | None, jax.Array | None], jax.Array],
+    x_BLD: jax.Array,
     key: jax.Array | None,
     how: Execution,
+    at_BS: jax.Array | None = None,
 ) -> jax.Array:
-    """Runs `call(block, x, key)` for each of the N blocks in turn. Scan and unrolled give the same numbers."""
+    """Runs `call(block, x, key, at)` for each of the N blocks in turn: [B, L, D], or [B, S, D] at positions `at_BS`.
+
+    What only a few positions are read of need not be computed elsewhere: unrolled, the last block is asked for these
+    alone, and saves all but its keys and values. A scan treats all blocks alike and picks at the end, since cutting the
+    last block off its stacked parameters would copy them. The numbers are the same but for the draw of dropout masks.
+    """
     structure, stacked = nnx.split(blocks)
     params = nnx.to_pure_dict(stacked)
     n = jax.tree.leaves(params)[0].shape[0]
     keys = None if key is None else jax.random.split(key, n)
 
-    def body(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def body(x_BLD: jax.Array, layer: Any, at_BS: jax.Array | None = None) -> tuple[jax.Array, None]:
         one, layer_key = layer
-        return call(nnx.merge(structure, one), x, layer_key), None
+        return call(nnx.merge(structure, one), x_BLD, layer_key, at_BS), None
 
     if how.remat != "none":
         body = jax.checkpoint(body, policy=REMAT[how.remat], prevent_cse=not how.scan)
     if how.scan:
-        return jax.lax.scan(body, x, (params, keys))[0]
-    for layer in _unstack((params, keys), n):
-        x, _ = body(x, layer)
-    return x
+        x_BLD, _ = jax.lax.scan(body, x_BLD, (params, keys))
+        return x_BLD if at_BS is None else pick(x_BLD, at_BS)
+    *below, last = _unstack((params, keys), n)
+    for layer in below:
+        x_BLD, _ = body(x_BLD, layer)
+    return body(x_BLD, last, at_BS)[0]
+
+
+def pick(x_BLD: jax.Array, at_BS: jax.Array) -> jax.Array:
+    """The vectors at positions `at_BS`, [B, S, D]."""
+    return constrain(jnp.take_along_axis(x_BLD, at_BS[:, :, None], axis=1), "BSD")
 
 
 def _unstack(stacked: Any, n: int) -> list[Any]:

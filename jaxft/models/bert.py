@@ -16,10 +16,9 @@ from jaxft.layers.embed import Embed
 from jaxft.layers.mlp import ACTIVATIONS, Mlp
 from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Normal
-from jaxft.layers.stack import Execution, run_stack, stack
+from jaxft.layers.stack import Execution, pick, run_stack, stack
 from jaxft.models import HARMLESS
 from jaxft.registry import UserError, nearest
-from jaxft.sharding import constrain
 
 MODEL_TYPE = "bert"
 KIND = "encoder"
@@ -87,9 +86,13 @@ class Block(nnx.Module):
         self.mlp = Mlp(cfg.d_model, cfg.d_ff, cfg.act, init)
         self.mlp_norm = LayerNorm(cfg.d_model, cfg.eps)
 
-    def __call__(self, x_BLD: jax.Array, where: Where, key: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, over_BMD: jax.Array, where: Where, key: jax.Array | None, at_BS: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, M, D] -> [B, M, D], or [B, S, D] at the positions `at_BS` alone."""
         key_weights, key_attn, key_mlp = (None, None, None) if key is None else jax.random.split(key, 3)
-        x_BLD = self.attn_norm(x_BLD + dropout(self.attn(x_BLD, where, key_weights), self.drop, key_attn))
+        x_BLD, where = (over_BMD, where) if at_BS is None else (pick(over_BMD, at_BS), where.at(at_BS))
+        x_BLD = self.attn_norm(x_BLD + dropout(self.attn(x_BLD, over_BMD, where, key_weights), self.drop, key_attn))
         return self.mlp_norm(x_BLD + dropout(self.mlp(x_BLD), self.drop, key_mlp))
 
 
@@ -102,8 +105,12 @@ class SequenceHead(nnx.Module):
         self.pooler = Dense(cfg.d_model, cfg.d_model, ("D", "P"), init)
         self.classifier = Dense(cfg.d_model, outputs, ("P", "C"), init)
 
-    def __call__(self, x_BLD: jax.Array, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
-        first_BSD = constrain(jnp.take_along_axis(x_BLD, batch["first"][:, :, None], axis=1), "BSD")
+    @staticmethod
+    def reads(batch: Mapping[str, jax.Array]) -> jax.Array:
+        """[B, S], the positions whose vectors the head is given."""
+        return batch["first"]
+
+    def __call__(self, first_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
         return self.classifier(dropout(jnp.tanh(self.pooler(first_BSD)), self.drop, key)).astype(jnp.float32)
 
 
@@ -122,22 +129,30 @@ class Model(nnx.Module):
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> jax.Array:
         """A batch (data/pipeline.py) to logits_BSC in float32; `key` None means evaluation."""
         key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
-        where = Where(batch["segment"])
+        where = Where.within(batch["segment"])
         x_BLD = self.embed(batch, key_embed, self.how.dtype)
-        x_BLD = run_stack(self.blocks, lambda block, x, k: block(x, where, k), x_BLD, key_blocks, self.how)
-        return self.head(x_BLD, batch, key_head)
+        read_BSD = run_stack(
+            self.blocks,
+            lambda block, x_BLD, key, at_BS: block(x_BLD, where, key, at_BS),
+            x_BLD,
+            key_blocks,
+            self.how,
+            self.head.reads(batch),
+        )
+        return self.head(read_BSD, key_head)
 
 
-FLOPS_PER_TOKEN = "6 x matmul weights + 12 x layers x attended tokens x d_model"
+FLOPS_PER_TOKEN = "6 x matmul weights + 12 x layers x attended tokens x d_model; of the last layer keys and values only"
 
 
 def flops_per_token(cfg: Config, attended: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens: FLOPS_PER_TOKEN.
 
-    Heads and look-ups are left out: per token they round to nothing.
+    Left out is what is computed once an example: heads, and the last layer but for its keys and values.
     """
-    weights = cfg.layers * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_ff)
-    return 6 * weights + 12 * cfg.layers * attended * cfg.d_model
+    below = cfg.layers - 1
+    weights = below * (4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_ff) + 2 * cfg.d_model**2
+    return 6 * weights + 12 * below * attended * cfg.d_model
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -25,7 +25,7 @@ def test_values_and_gradients_are_those_of_jax_attention_within_segments():
         mask = (SEGMENT[:, :, None] == SEGMENT[:, None, :])[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask), scale=0.3)
 
-    ours = run(lambda q, k, v: attention(q, k, v, Where(jnp.asarray(SEGMENT)), 0.3))
+    ours = run(lambda q, k, v: attention(q, k, v, Where.within(jnp.asarray(SEGMENT)), 0.3))
     with jax.numpy_rank_promotion("allow"):
         theirs = run(expected)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
@@ -33,8 +33,8 @@ def test_values_and_gradients_are_those_of_jax_attention_within_segments():
 
 def test_a_segment_attends_as_if_it_were_alone():
     q, k, v = heads()
-    packed = attention(q, k, v, Where(jnp.asarray(SEGMENT)), 0.5)[0, 5:9]
-    alone = attention(*(x[:1, 5:9] for x in (q, k, v)), Where(jnp.ones((1, 4), jnp.int32)), 0.5)[0]
+    packed = attention(q, k, v, Where.within(jnp.asarray(SEGMENT)), 0.5)[0, 5:9]
+    alone = attention(*(x[:1, 5:9] for x in (q, k, v)), Where.within(jnp.ones((1, 4), jnp.int32)), 0.5)[0]
     np.testing.assert_allclose(packed, alone, rtol=1e-5, atol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_weights_are_dropped_with_an_exact_expectation():
     """Of values that are all one, attention gives the sum of its weights."""
     q, k, _ = heads()
     one = jnp.ones((B, L, H, K))
-    where = Where(jnp.asarray(SEGMENT))
+    where = Where.within(jnp.asarray(SEGMENT))
     sums = [attention(q, k, one, where, 0.1, 0.25, jax.random.key(i)) for i in range(64)]
     np.testing.assert_allclose(np.mean(sums), 1, atol=0.02)
     assert np.std(sums) > 0.1

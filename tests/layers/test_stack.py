@@ -6,7 +6,7 @@ from flax import nnx
 
 from jaxft.layers.dense import Dense
 from jaxft.layers.parameter import Normal
-from jaxft.layers.stack import REMAT, Execution, run_stack, stack
+from jaxft.layers.stack import REMAT, Execution, pick, run_stack, stack
 
 N, D = 3, 4
 
@@ -28,16 +28,25 @@ def parameters():
     }
 
 
-def run(params, x, key, how):
+def run(params, x, key, how, at=None):
     structure, _ = nnx.split(stack(Block(), N))
     blocks = nnx.merge(structure, {"dense": params})
-    return run_stack(blocks, lambda block, x, key: block(x, key), x, key, how)
+    asked = []
+
+    def call(block, x, key, at):
+        asked.append(at is not None)
+        return block(x if at is None else pick(x, at), key)
+
+    out = run_stack(blocks, call, x, key, how, at)
+    # Blocks that look alike are traced once.
+    assert not any(asked[:-1]) and asked[-1] == (at is not None and not how.scan), "only the last one, unrolled"
+    return out
 
 
 def one_after_the_other(params, x, key):
     keys = [None] * N if key is None else jax.random.split(key, N)
     for i in range(N):
-        x = jnp.tanh(x @ params["kernel"][i] + params["bias"][i][None])
+        x = jnp.tanh(x @ params["kernel"][i] + params["bias"][i][None, None])
         x = x if key is None else x + jax.random.normal(keys[i], x.shape)
     return x
 
@@ -52,11 +61,25 @@ def test_parameters_are_declared_with_a_leading_axis():
 @pytest.mark.parametrize("remat", REMAT)
 @pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scan"])
 def test_values_and_gradients_are_those_of_the_blocks_in_turn(scan, remat, key):
-    x = jnp.asarray(np.random.default_rng(1).standard_normal((5, D), np.float32))
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, D), np.float32))
 
     def both(function):
         return jax.value_and_grad(lambda params: function(params).sum())(parameters())
 
     ours = both(lambda params: run(params, x, key, Execution(scan=scan, remat=remat)))
     expected = both(lambda params: one_after_the_other(params, x, key))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scan"])
+def test_what_is_read_at_few_positions_is_what_stands_there(scan, remat):
+    x_BLD = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, D), np.float32))
+    at_BS, how = jnp.asarray([[0, 3, 0], [4, 2, 0]]), Execution(scan=scan, remat=remat)
+
+    def both(read):
+        return jax.value_and_grad(lambda params: (read(params) ** 2).sum())(parameters())
+
+    ours = both(lambda params: run(params, x_BLD, None, how, at_BS))
+    expected = both(lambda params: run(params, x_BLD, None, how)[jnp.arange(2)[:, None], at_BS])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
