@@ -109,8 +109,7 @@ def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, An
         rules=config.sharding,
         mesh=mesh,
     )
-    plan = state.plan(net, config, total=meta["total"], warmup=0)
-    params = state.weights(checkpoints.restore(step, plan.abstract))
+    params = state.weights(checkpoints.restore(step, state.plan(net, config, None).abstract))
     checkpoints.close()
     return net, params, model, step
 

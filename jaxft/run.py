@@ -74,7 +74,8 @@ class Run:
         tokenizer.check_vocab(encoder, self.net.cfg.vocab)
         for text in self.net.unsharded:
             say(f"not sharded, does not divide: {text}")
-        self.plan = state.plan(self.net, config, total=self.cadence.total, warmup=self.cadence.warmup)
+        self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)
+        self.plan = state.plan(self.net, config, self.schedule)
         groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
         frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
@@ -118,8 +119,10 @@ class Run:
         task = call(TASKS, config.task, "task")
         net = self._network(task.head, 2, hf_folder, vocab=config.tokenizer.vocab, pad_id=0)
         total = steps(config.train.duration, "train.duration", per_epoch=1e6)
-        warmup = steps(config.schedule["warmup"], "schedule.warmup", per_epoch=0.0, total=total)
-        state.plan(net, config, total=total, warmup=warmup)
+        count = functools.partial(steps, config.schedule["warmup"], "schedule.warmup")
+        # A warm-up in epochs is as short as it can be without being none, which some schedules refuse.
+        warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
+        state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
 
     def _cadence(self) -> Cadence:
         config = self.config
@@ -201,6 +204,10 @@ class Run:
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.batch_sharding)
             for name, array in one.items()
         }
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of the update that follows `step` updates."""
+        return self.config.optim["lr"] * float(self.schedule(step))
 
     def score(self, split: str, of: TrainState) -> Any:
         batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())

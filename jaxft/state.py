@@ -1,6 +1,5 @@
 """The state of a run before it has numbers: optimizer, what is frozen, where each leaf lives."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,14 @@ from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
 from jaxft.registry import bind, call
 from jaxft.step import TrainState, make_train_step, new_state
 
+Schedule = Callable[[Any], Any]  # global step -> factor of the peak learning rate
+
 
 @dataclass(frozen=True)
 class Plan:
     """How a TrainState is made and updated."""
 
     tx: Any  # optax transformation whose update takes the global `step`
-    learning_rate: Callable[[Any], Any]  # of a global step
     abstract: TrainState  # shapes, dtypes, shardings
     new: Callable[[Any], TrainState]  # parameters -> state of step 0; for use inside jit
 
@@ -31,13 +31,22 @@ class Plan:
         return jax.jit(self.new, out_shardings=where, donate_argnums=0)(params)
 
 
-def plan(net: Network, config: Config, *, total: int, warmup: int) -> Plan:
-    """Optimizer, schedule and state of `config` for the parameters of `net`; `total` and `warmup` are in steps."""
+def schedule(config: Config, *, total: int, warmup: int) -> Schedule:
+    """The schedule of `config` over `total` steps, `warmup` of them rising. Raises UserError for one with a mistake."""
+    section = {key: value for key, value in config.schedule.items() if key != "warmup"}
+    bound = bind(SCHEDULES, section, "schedule", "step", total=total, warmup=warmup)
+    bound(0)  # one that cannot be followed is refused here, not after the compile
+    return bound
+
+
+def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
+    """Optimizer and state of `config` for the parameters of `net`.
+
+    Who only reads states gives None as `schedule`: it decides how steps are taken, not what a state holds.
+    """
     tree = unflatten_dict(net.abstract, sep="/")
     mask = masks.trainable(tree, config.train.freeze)
     trained, _ = masks.split(tree, mask)
-    section = {key: value for key, value in config.schedule.items() if key != "warmup"}
-    schedule = bind(SCHEDULES, section, "schedule", "step", total=total, warmup=warmup)
     tx = call(
         OPTIMIZERS,
         config.optim,
@@ -53,12 +62,7 @@ def plan(net: Network, config: Config, *, total: int, warmup: int) -> Plan:
     shapes = jax.eval_shape(new, tree)
     where = state_shardings(shapes, tree, net.mesh)
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
-    schedule(0)  # a schedule that cannot be followed is refused here, not after the compile
-    return Plan(tx, functools.partial(_rate, config.optim["lr"], schedule), abstract, new)
-
-
-def _rate(peak: float, schedule: Callable[[Any], Any], step: Any) -> Any:
-    return peak * schedule(step)
+    return Plan(tx, abstract, new)
 
 
 def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:

@@ -72,7 +72,7 @@ def loop(run: Run, writer: Writer) -> None:
         _stop_when_lost(run, measure, writer)
         run.checkpoints.check()
         if step % cadence.log == 0 or last:
-            writer.log(step, measure.flush(float(run.plan.learning_rate(step - 1))))
+            writer.log(step, measure.flush(run.learning_rate(step - 1)))
         best = False
         if step % cadence.evaluate == 0 or last:
             with measure.paused():
@@ -111,7 +111,7 @@ def _stop_when_lost(run: Run, measure: Throughput, writer: Writer) -> None:
     step, streak = measure.bad_streak()
     if streak < run.config.train.max_bad_steps:
         return
-    writer.log(run.step, measure.flush(float(run.plan.learning_rate(run.step - 1))))
+    writer.log(run.step, measure.flush(run.learning_rate(run.step - 1)))
     run.checkpoints.wait()
     kept = ", ".join(map(str, run.checkpoints.steps()))
     first = step - streak + 1
@@ -160,7 +160,6 @@ def _save(run: Run, best: bool) -> None:
     meta = {
         "identity": run.inputs.identity(),
         "tracker": dataclasses.asdict(run.tracker),
-        "total": run.cadence.total,
         "model": model,
     }
     run.checkpoints.save(run.step, run.state, meta, best=best)

@@ -129,10 +129,12 @@ def test_an_option_that_cannot_be_is_refused_before_the_data_are_read(tmp_path, 
 
 
 @pytest.mark.parametrize("duration", ["1000 epochs", "12 steps"])
-@pytest.mark.parametrize("warmup", ["6%", "1 epoch", "10 steps"])
-def test_what_only_the_data_can_tell_is_left_to_them(tmp_path, duration, warmup):
+@pytest.mark.parametrize("warmup", ["10%", "1 epoch", "10 steps"])
+@pytest.mark.parametrize("schedule", [dict(name="linear"), dict(name="inverse_sqrt", timescale=0)], ids=str)
+def test_what_only_the_data_can_tell_is_left_to_them(tmp_path, duration, warmup, schedule):
     folder = runfolder.RunFolder(tmp_path)
-    raw = program.config(data__train="no/such/file.tsv", train__duration=duration, schedule__warmup=warmup)
+    raw = program.config(data__train="no/such/file.tsv", train__duration=duration)
+    raw["schedule"] = schedule | {"warmup": warmup, "floor": 0.0}
     with pytest.raises(UserError, match=r"data\.train='no/such/file\.tsv'.* does not exist"):
         Run(parse(raw), folder, (), print, StopSignals())
 

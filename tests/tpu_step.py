@@ -41,7 +41,7 @@ def compiled_step(sizes):
     task = Cls(text="sentence", pair="", label="label", metric="", smoothing=0.0, classes=LABELS)
     options = dict(head=task.head, outputs=task.outputs, model=config.model, rules=config.sharding, mesh=on)
     net = build.network(bert, bert.Config(vocab=VOCAB), **options)
-    plan = state.plan(net, config, total=6000, warmup=360)
+    plan = state.plan(net, config, state.schedule(config, total=6000, warmup=360))
     return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on)).compile()
 
 
