@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a run without checkpoints, an unknown step, or logits that differ."""
+    """Raises UserError for a run without checkpoints, an unknown step, or logits that differ: --out is not touched."""
     from jaxft import cache, numerics
     from jaxft.config import parse
     from jaxft.runfolder import RunFolder, read_json
@@ -55,25 +56,39 @@ def export(arguments: argparse.Namespace) -> None:
         name=run.path.name,
         base_model=raw["model"]["hf"],
         task=task,
-        dataset=raw["data"]["name"],
+        dataset=card.dataset_name(raw["data"]),
         split=str(report["split"]),
         results=results,
         config=raw,
+        measured_in=raw["model"]["param_dtype"],
+        dtype=arguments.dtype,
     )
     source = hub.resolve(raw["model"]["hf"]) if raw["model"]["hf"] else run.tokenizer
-    out = Path(arguments.out)
-    folder.write(out, net, params, task=meta["task"], tokenizer_folder=source, dtype=arguments.dtype, card=text)
-    cli.say(f"step {step:,} written to {out} in {arguments.dtype}")
-    if arguments.verify:
-        from jaxft.verify import largest_difference
+    folder.write(
+        Path(arguments.out),
+        net,
+        params,
+        task=meta["task"],
+        tokenizer_folder=source,
+        dtype=arguments.dtype,
+        card=text,
+        check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,
+    )
+    cli.say(f"step {step:,} written to {arguments.out} in {arguments.dtype}")
 
-        difference, reader = largest_difference(out, net, params, arguments.dtype)
-        if not difference <= TOLERANCE:
-            raise UserError(
-                f"{out} does not compute what the checkpoint does: logits read by {reader} differ by {difference:.3g}",
-                code=1,
-            )
-        cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
+
+def _verify(arguments: argparse.Namespace, net: Any, params: Any, folder: Path) -> None:
+    """Raises UserError (exit 1) when `folder` does not compute what `params` do."""
+    from jaxft.verify import largest_difference
+
+    difference, reader = largest_difference(folder, net, params, arguments.dtype)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the export does not compute what the checkpoint does: logits read by {reader} differ by "
+            f"{difference:.3g} (limit {TOLERANCE:g}); --out={arguments.out} is left as it was",
+            code=1,
+        )
+    cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
 
 
 def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, Any], int]:

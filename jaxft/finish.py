@@ -20,10 +20,12 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
         name=run.folder.path.name,
         base_model=run.config.model.hf,
         task=run.task,
-        dataset=run.config.data["name"],
+        dataset=card.dataset_name(run.config.data),
         split=split,
         results=results,
         config=raw,
+        measured_in=run.config.model.param_dtype,
+        dtype=run.config.model.param_dtype,
     )
     folder.write(
         run.folder.hf,

@@ -23,29 +23,32 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
     length_B = np.linspace(length, max(2, length // 4), ROWS).astype(int)
     mask_BL = (np.arange(length) < length_B[:, None]).astype(np.int32)
     ids_BL *= mask_BL
+    # Every row of the table of types, in a family that has one.
+    type_BL = rng.integers(0, getattr(net.cfg, "types", 1), ids_BL.shape).astype(np.int32) * mask_BL
+    inputs = {"ids": ids_BL, "mask": mask_BL, "type": type_BL}
     rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)
-    expected = _ours(net, rounded, ids_BL, mask_BL)
+    expected = _ours(net, rounded, **inputs)
     if importlib.util.find_spec("torch"):
-        return float(np.abs(_theirs(folder, ids_BL, mask_BL) - expected).max()), "transformers"
-    return float(np.abs(_reread(folder, net, ids_BL, mask_BL) - expected).max()), "jaxft"
+        return float(np.abs(_theirs(folder, **inputs) - expected).max()), "transformers"
+    return float(np.abs(_reread(folder, net, **inputs) - expected).max()), "jaxft"
 
 
-def _ours(net: Any, params: Any, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
-    rows, length = ids_BL.shape
-    position_BL = np.broadcast_to(np.arange(length, dtype=np.int32), ids_BL.shape)
-    batch = {"ids": ids_BL, "type": np.zeros_like(ids_BL), "segment": mask_BL, "position": position_BL}
+def _ours(net: Any, params: Any, *, ids: np.ndarray, mask: np.ndarray, type: np.ndarray) -> np.ndarray:
+    rows, length = ids.shape
+    position_BL = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
+    batch = {"ids": ids, "type": type, "segment": mask, "position": position_BL}
     batch["first"] = np.zeros((rows, 1), np.int32)
     return np.asarray(jax.jit(net.forward)(params, batch))[:, 0]
 
 
-def _reread(folder: Path, net: Any, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+def _reread(folder: Path, net: Any, **inputs: np.ndarray) -> np.ndarray:
     from jaxft import build
 
     params, _ = build.parameters(net, folder, seed=0, reset_head=False)
-    return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), ids_BL, mask_BL)
+    return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), **inputs)
 
 
-def _theirs(folder: Path, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray:
+def _theirs(folder: Path, *, ids: np.ndarray, mask: np.ndarray, type: np.ndarray) -> np.ndarray:
     import torch
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -54,6 +57,6 @@ def _theirs(folder: Path, ids_BL: np.ndarray, mask_BL: np.ndarray) -> np.ndarray
     model = AutoModelForSequenceClassification.from_pretrained(
         str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
     ).eval()
+    given = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": type} if type.any() else {})
     with torch.no_grad():
-        ids, mask = (torch.from_numpy(x.astype(np.int64)) for x in (ids_BL, mask_BL))
-        return model(input_ids=ids, attention_mask=mask).logits.numpy()
+        return model(**{name: torch.from_numpy(x.astype(np.int64)) for name, x in given.items()}).logits.numpy()

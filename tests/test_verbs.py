@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxft import predict as predict_module
 from jaxft.registry import UserError
+from tests.program import snapshot
 from tests.verbs_run import LENGTH, here, program, read_rows, reviews, train, transformers_logits, write_rows
 
 CLASSES = ("bad", "fair", "good")
@@ -158,6 +159,9 @@ def test_bfloat16_halves_the_file_and_verifies(run, tmp_path, capsys):
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", run / "hf")]
     assert sizes[0] < 0.6 * sizes[1]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    cards = [(folder / "README.md").read_text() for folder in (tmp_path / "out", run / "hf")]
+    assert ["before they were rounded" in card for card in cards] == [True, False]
+    assert all("split of `train.jsonl`" in card and str(run.parent) not in card for card in cards)
 
 
 @pytest.mark.parametrize(
@@ -178,11 +182,14 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         here("export", f"--run={tmp_path}", f"--out={tmp_path / 'out'}")
 
 
+@pytest.mark.parametrize(
+    "tensor", ["bert.encoder.layer.1.output.dense.bias", "bert.embeddings.token_type_embeddings.weight"]
+)
 @pytest.mark.parametrize("reader", ["transformers", "jaxft"])
-def test_verify_passes_and_refuses_by_either_reader(run, tmp_path, monkeypatch, capsys, reader):
-    """The difference is made between the writing and the reading: one number of one bias."""
+def test_verify_passes_and_refuses_by_either_reader(run, tmp_path, monkeypatch, capsys, reader, tensor):
+    """The difference is made between the writing and the reading: one number of one tensor."""
     from jaxft import verify
-    from jaxft.hf import folder as hf_folder
+    from jaxft.hf import save
 
     if reader == "jaxft":
         monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
@@ -191,16 +198,18 @@ def test_verify_passes_and_refuses_by_either_reader(run, tmp_path, monkeypatch, 
     assert f"verified: logits read by {reader} differ by at most" in capsys.readouterr().out
 
     def tampered(out, *arguments, **options):
-        write(out, *arguments, **options)
+        written = write(out, *arguments, **options)
         tensors = load_file(out / "model.safetensors")
-        tensors["bert.encoder.layer.1.output.dense.bias"][0] += 0.1  # of all alike the norm would take the mean away
-        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        tensors[tensor][(-1,) * (tensors[tensor].ndim - 1) + (0,)] += 0.1  # all alike, the norm would take it away
+        save_file(tensors, out / "model.safetensors", save.METADATA)
+        return written
 
-    write = hf_folder.write
-    monkeypatch.setattr(hf_folder, "write", tampered)
+    write, good = save.save, snapshot(tmp_path)
+    monkeypatch.setattr(save, "save", tampered)
     with pytest.raises(UserError, match=f"does not compute what the checkpoint does: logits read by {reader}") as error:
         here("export", *flags)
     assert error.value.code == 1
+    assert snapshot(tmp_path) == good, "the earlier, good export stays"
 
 
 # ---- predict ----

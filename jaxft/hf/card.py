@@ -23,12 +23,15 @@ def model_card(
     split: str,
     results: Mapping[str, float],
     config: Mapping[str, Any],
+    measured_in: str,
+    dtype: str,
     architecture: str = "AutoModelForSequenceClassification",
 ) -> str:
     """The model card as Markdown with YAML front matter, in the form that the hub reads (model-index included).
 
     `base_model` is a hub id, a folder, or "" for a model trained from scratch; `task` gives the labels (`hf_config`);
-    `results` are the scores measured on `split` of `dataset`; `config` is the resolved config of the run.
+    `results` are the scores measured on `split` of `dataset` with weights in `measured_in`, while the folder holds them
+    in `dtype`; `config` is the resolved config of the run, shown without the places of local files.
     No licence is stated: that is for whoever publishes the model to decide.
     """
     labels = task.hf_config()["id2label"]
@@ -38,20 +41,39 @@ def model_card(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name,
         base_model=base_model,
-        # A local folder means nothing to a reader on the hub, and its path may say too much.
-        base_on_hub=bool(base_model)
-        and not Path(base_model).expanduser().exists()
-        and not base_model.startswith(("/", ".", "~")),
+        base_on_hub=bool(base_model) and not _is_local(base_model),
         labels=[_cell(labels[key]) for key in sorted(labels, key=int)],
         dataset=dataset,
         split=split,
         results={metric: float(value) for metric, value in results.items()},
         # What is not a number is shown below, but not claimed to the hub.
         measured={metric: float(value) for metric, value in results.items() if math.isfinite(value)},
-        settings=[(key, _cell(str(value))) for key, value in _flat(config) if key not in ("model.hf", "workdir")],
+        # float32 holds every number of the two shorter types.
+        rounded=dtype not in ("float32", measured_in),
+        measured_in=measured_in,
+        dtype=dtype,
+        settings=[(key, _cell(_public(key, value))) for key, value in _flat(config)],
         architecture=architecture,
         libraries={"jaxft": __version__, **{library: metadata.version(library) for library in LIBRARIES}},
     )
+
+
+def dataset_name(data: Mapping[str, Any]) -> str:
+    """What a reader calls the data of a config's `data` section: a TFDS builder, a file, or the registered name."""
+    return str(data.get("builder") or Path(data.get("train", "")).name or data["name"])
+
+
+def _is_local(text: str) -> bool:
+    """Whether `text` names a file or folder of this machine rather than something on the hub."""
+    return text.startswith(("/", ".", "~")) or Path(text).exists()
+
+
+def _public(key: str, value: Any) -> str:
+    """`value` as text. Of a local path the last part: its place means nothing to a reader, and may say too much."""
+    if not isinstance(value, str) or not value:
+        return str(value)
+    is_place = key.startswith("data.") and key != "data.builder"
+    return (Path(value).name if is_place or _is_local(value) else "") or value
 
 
 def _flat(config: Mapping[str, Any], parent: str = "") -> list[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """A whole hub folder: weights, config.json, tokenizer, model card."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,25 @@ import jax
 
 from jaxft.hf import save, tokenizer
 
+# What stands beside the weights.
+CONFIG, CARD = "config.json", "README.md"
+
 
 def write(
-    folder: Path, net: Any, params: Any, *, task: Mapping[str, Any], tokenizer_folder: Path, dtype: str, card: str
+    folder: Path,
+    net: Any,
+    params: Any,
+    *,
+    task: Mapping[str, Any],
+    tokenizer_folder: Path,
+    dtype: str,
+    card: str,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `folder` so that transformers opens it; an older export of that name is replaced whole.
 
     `task` holds the config.json fields of the head (id2label, problem_type, ...); `dtype` is that of the tensors.
+    `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
     config = {
         "architectures": [net.family.HF_ARCHITECTURES[net.head]],
@@ -25,9 +37,11 @@ def write(
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    with save.replacing(folder) as new:
+    with save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
         save.save(new, params, net.table, dtype=dtype)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
-            save.save_json(new, "config.json", config)
+            save.save_json(new, CONFIG, config)
             tokenizer.copy_files(tokenizer_folder, new)
-            (new / "README.md").write_text(card, encoding="utf-8")
+            (new / CARD).write_text(card, encoding="utf-8")
+            if check is not None:
+                check(new)

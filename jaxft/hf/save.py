@@ -1,6 +1,6 @@
 """Parameters -> a Hugging Face folder, streamed: host memory holds one parameter's layer at a time.
 
-    with replacing(folder) as temporary:        # nothing is seen of a folder that is not complete
+    with replacing(folder, beside=("config.json",)) as temporary:  # nothing is seen of a folder that is not complete
         save(temporary, params, table, dtype="float32")
         save_json(temporary, "config.json", {...})
 
@@ -12,8 +12,9 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,11 +148,12 @@ def save_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, *, beside: Collection[str]) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its place when the block ends without an exception.
 
     So a reader finds the old export or the new one, never half of one. Raises UserError where `folder` holds anything
-    but an earlier export of jaxft. Only the first process creates and moves; the others get a path they must not use.
+    but an earlier export of jaxft: its weights, and files named in `beside`. Only the first process creates and moves;
+    the others get a path they must not use.
     """
     folder = folder.absolute()
     temporary, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
@@ -160,7 +162,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         return
     if old.exists() and not folder.exists():  # an earlier process died between the two renames below
         old.rename(folder)
-    _check_replaceable(folder)
+    _check_replaceable(folder, beside)
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -176,17 +178,27 @@ def replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """An export may replace an empty folder or an earlier export, never somebody's files."""
+def _check_replaceable(folder: Path, beside: Collection[str]) -> None:
+    """An export may replace an empty folder or an earlier export, never somebody's files, not even beside ours."""
     if not folder.exists():
         return
-    held = list(folder.iterdir()) if folder.is_dir() else [folder]
-    weights = [file for file in held if file.suffix == ".safetensors" and file.is_file()]
-    ours = weights and all(files.header(file, str(file))[1].get("writer") == "jaxft" for file in weights)
-    if held and not (ours and all(file.is_file() for file in held)):
+    held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    weights = [file for file in held if _WEIGHTS.fullmatch(file.name) and _is_ours(file)]
+    strangers = [file for file in held if file not in weights and not (file.name in beside and file.is_file())]
+    if held and (strangers or not weights):
+        names = ", ".join(file.name for file in strangers or held)
         raise UserError(
-            f"{folder} holds files that are not an earlier export of jaxft; choose another folder or empty it"
+            f"{folder} holds what is not an earlier export of jaxft: {names}; choose another folder or empty it"
         )
+
+
+_WEIGHTS = re.compile(rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}")
+
+
+def _is_ours(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    return file.name == files.INDEX or files.header(file, str(file))[1].get("writer") == METADATA["writer"]
 
 
 def _sync(folder: Path) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import ModelCard
 
-from jaxft.hf.card import model_card
+from jaxft.hf.card import dataset_name, model_card
 
 TASK = SimpleNamespace(hf_config=lambda: {"id2label": {"0": "no", "1": "yes | maybe", "10": "ten", "2": "two"}})
 
@@ -19,6 +19,8 @@ def card(**changes):
         split="validation",
         results={"accuracy": 0.93123, "loss": 0.2, "mcc": float("nan")},
         config={"seed": 3, "model": {"name": "bert", "hf": "/home/somebody/model"}, "optim": {"lr": 2e-5}},
+        measured_in="float32",
+        dtype="float32",
     )
     return model_card(**given | changes)
 
@@ -41,9 +43,37 @@ def test_labels_stand_in_the_order_of_the_logits_and_cannot_break_the_table():
 
 @pytest.mark.parametrize("base_model", ["", "/home/somebody/model", "./model"])
 def test_a_local_path_never_reaches_the_card(base_model):
-    text = card(base_model=base_model)
+    data = {"name": "files", "train": "/home/somebody/secret/train.jsonl", "validation": "secret/dev.tsv", "test": ""}
+    text = card(base_model=base_model, config={"model": {"hf": base_model}, "data": data})
+    assert (
+        "| data.train | `train.jsonl` |" in text and "| data.validation | `dev.tsv` |" in text and "secret" not in text
+    )
     assert "base_model" not in text and "/home/somebody" not in text and "./model" not in text
     ModelCard(text)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"name": "files", "train": "/home/somebody/reviews.jsonl", "holdout": 0.1}, "reviews.jsonl"),
+        ({"name": "tfds", "builder": "glue/sst2", "train": "train[:90%]"}, "glue/sst2"),
+        ({"name": "docstrings", "data_dir": "/home/somebody/data"}, "docstrings"),
+    ],
+    ids=str,
+)
+def test_the_data_have_the_name_that_a_reader_knows(data, name):
+    assert dataset_name(data) == name
+    assert "glue/sst2" in card(config={"data": {"name": "tfds", "builder": "glue/sst2"}})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [("float32", True), ("bfloat16", False), ("float16", False)], ids=lambda x: str(x)
+)
+def test_rounded_weights_do_not_claim_the_scores_of_exact_ones(dtype, exact):
+    text = card(dtype=dtype)
+    assert ("with exactly these weights" in text) is exact
+    assert ("in float32, before they were rounded" in text) is not exact
+    assert "with exactly these weights" in card(measured_in="bfloat16", dtype="float32")
 
 
 def test_the_loading_line_names_the_class():

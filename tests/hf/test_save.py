@@ -98,7 +98,7 @@ def test_a_parameter_that_the_table_lacks_is_a_mistake_of_the_program(tmp_path):
 
 
 def export(folder, scale: float = 1.0) -> None:
-    with save.replacing(folder) as temporary:
+    with save.replacing(folder, beside=("config.json",)) as temporary:
         save.save(temporary, params(scale), TABLE, dtype="float32")
         save.save_json(temporary, "config.json", {"model_type": "bert"})
 
@@ -117,7 +117,7 @@ def test_an_export_that_fails_leaves_the_earlier_one_as_it_was(tmp_path):
     folder = tmp_path / "hf"
     export(folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(RuntimeError), save.replacing(folder) as temporary:
+    with pytest.raises(RuntimeError), save.replacing(folder, beside=("config.json",)) as temporary:
         (temporary / "config.json").write_text("half")
         raise RuntimeError
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
@@ -130,7 +130,7 @@ def test_what_a_dead_process_left_behind_is_mended(tmp_path):
     folder.rename(tmp_path / ".hf.old")  # it died between the two renames,
     (tmp_path / ".hf.new").mkdir()  # with a new folder not yet complete
     (tmp_path / ".hf.new" / "half").write_text("")
-    with pytest.raises(RuntimeError), save.replacing(folder):
+    with pytest.raises(RuntimeError), save.replacing(folder, beside=("config.json",)):
         assert (folder / files.SINGLE).exists()
         raise RuntimeError
     export(folder)
@@ -151,3 +151,18 @@ def test_a_folder_of_somebody_s_files_is_never_replaced(tmp_path, held):
     with pytest.raises(UserError, match="not an earlier export"):
         export(folder)
     assert file.exists()
+
+
+@pytest.mark.parametrize(
+    "held", ["notes.txt", "handler.py", "adapter.safetensors", "onnx/model.onnx", "tokenizer.json"]
+)
+def test_what_somebody_put_beside_an_export_is_never_deleted(tmp_path, held):
+    folder = tmp_path / "hf"
+    export(folder)
+    file = folder / held
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("precious")
+    with pytest.raises(UserError, match=rf"not an earlier export of jaxft: {held.split('/')[0]};"):
+        export(folder, scale=2.0)
+    assert file.read_text() == "precious"
+    np.testing.assert_array_equal(load_file(folder / files.SINGLE)["embed.weight"], params()["embed"]["table"])
