@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -12,14 +13,21 @@ from typing import Any, TextIO
 from jaxft.registry import UserError
 
 NAME = "run.lock"
+MOUNTS = Path("/proc/self/mountinfo")
+# File systems that several hosts may have mounted, and the unknown one. Whether an flock on them reaches the others
+# depends on versions and mount options.
+SHARED = re.compile(
+    r"|nfs.*|cifs|smb.*|9p|virtiofs|fuse(\..*)?|ceph|lustre|gpfs|beegfs|glusterfs|afs|gfs2?|ocfs2|pvfs2|orangefs|panfs|wekafs"
+)
 
 
 class RunLock:
     """Holds `folder/run.lock` while the `with` block runs.
 
     The truth is an flock, which the kernel drops when its holder dies, however it dies: a holder that is gone needs no
-    guessing about reused process ids. What the file says (pid, host, start) is for messages, and for file systems whose
-    flock does not reach other hosts: a file left by another host is never taken over.
+    guessing about reused process ids, or about a container that comes back under another host name. What the file says
+    (pid, host, start) is for messages, and for file systems whose flock may not reach other hosts (`is_shared`): there
+    a file left by another host is never taken over.
 
     Raises UserError naming pid and host when another process holds the folder. `say` announces a take-over.
     """
@@ -34,7 +42,8 @@ class RunLock:
         try:
             held = self._flock(file)
             holder = _read(file)
-            if not held or (holder and holder["host"] != socket.gethostname()):
+            elsewhere = holder is not None and holder["host"] != socket.gethostname()
+            if not held or (elsewhere and is_shared(self.path)):
                 raise self._refusal(holder)
             if holder:
                 self._say(
@@ -77,9 +86,30 @@ class RunLock:
     def _refusal(self, holder: dict[str, Any] | None) -> UserError:
         who = f"pid {holder['pid']} on host {holder['host']} since {holder['started']}" if holder else "another process"
         fix = "wait for it, stop it, or choose another --workdir"
-        if holder and holder["host"] != socket.gethostname():
+        if holder and holder["host"] != socket.gethostname() and is_shared(self.path):
             fix = f"if that process is gone, remove {self.path} and start again"
         return UserError(f"run folder {self.path.parent} is in use by {who}; {fix}")
+
+
+def is_shared(path: Path) -> bool:
+    """Whether other hosts may hold files of the file system of `path` without our flock knowing; so when in doubt."""
+    return SHARED.fullmatch(file_system(path)) is not None
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that `path` lies on, as in /proc/self/mountinfo; "" where there is no such list."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    place, found = path.resolve(), (-1, "")
+    for line in lines:
+        # 36 35 98:0 /root /mount/point options - type source options; blanks in a path are written \040.
+        fields = line.split()
+        mounted = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]))
+        if place.is_relative_to(mounted) and len(mounted.parts) >= found[0]:  # of two in one place the later one counts
+            found = len(mounted.parts), fields[fields.index("-") + 1]
+    return found[1]
 
 
 def _read(file: TextIO) -> dict[str, Any] | None:

@@ -77,8 +77,39 @@ def test_a_reused_pid_does_not_keep_a_dead_lock_alive(tmp_path):
     assert "pid 1" in said[0]
 
 
-def test_a_lock_of_another_host_is_never_taken_over(tmp_path):
-    record = {"pid": 7, "host": "elsewhere", "started": "2026-01-01 00:00:00"}
+ELSEWHERE = {"pid": 7, "host": "elsewhere", "started": "2026-01-01 00:00:00"}
+
+
+def mounted(monkeypatch, tmp_path, kind):
+    """As if `tmp_path` were a file system of that type, its name with a blank in it, on a local disk."""
+    run = tmp_path / "a run"
+    run.mkdir()
+    place = str(run).replace(" ", r"\040")
+    lines = ("/ rw - ext4", f"{tmp_path} rw - xfs", f"{place} rw shared:1 master:2 - {kind}")
+    (tmp_path / "mountinfo").write_text("".join(f"22 1 8:1 / {line} /dev/a rw\n" for line in lines))
+    monkeypatch.setattr(lock, "MOUNTS", tmp_path / "mountinfo")
+    assert (lock.file_system(run / "file"), lock.file_system(tmp_path / "other")) == (kind, "xfs")
+    return run
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "btrfs", "tmpfs", "fuseblk"])
+def test_on_a_local_file_system_the_lock_of_a_container_that_is_gone_is_taken_over(tmp_path, monkeypatch, kind):
+    run, said = mounted(monkeypatch, tmp_path, kind), []
+    (run / "run.lock").write_text(json.dumps(ELSEWHERE))
+    with RunLock(run, say=said.append):
+        assert json.loads((run / "run.lock").read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match="wait for it"), RunLock(run, say=print):
+            pass
+    assert len(said) == 1 and "pid 7" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "smb3", "lustre", "gpfs", "fuse.sshfs", "ceph", "9p", ""])
+def test_where_a_lock_may_not_reach_other_hosts_that_of_another_host_is_never_taken_over(tmp_path, monkeypatch, kind):
+    record = ELSEWHERE
+    if kind:
+        tmp_path = mounted(monkeypatch, tmp_path, kind)
+    else:
+        monkeypatch.setattr(lock, "MOUNTS", tmp_path / "absent")  # no Linux: nobody can tell
     (tmp_path / "run.lock").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"pid 7 on host elsewhere.*remove .*run\.lock"), RunLock(tmp_path, say=print):
         pass
