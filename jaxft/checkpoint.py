@@ -160,14 +160,20 @@ class Checkpoints:
         return self._record(step)["meta"]
 
     def preflight(self, size: int) -> None:
-        """Raises UserError unless two checkpoints of `size` bytes fit: the old one goes when the new one stands."""
+        """Raises UserError unless the disk holds as many checkpoints of `size` bytes as there will be at most.
+
+        Those are the newest ones, the best one, and the draft: an old one goes only when the new one is whole.
+        """
         if jax.process_index() != 0:
             return
+        standing = len(self.steps())
+        more = max(1, self._keep + 2 - standing)
         free = shutil.disk_usage(self.folder).free
-        if free < 2 * size:
+        if free < more * size:
             raise UserError(
-                f"{self.folder} has {_bytes(free)} free, and a checkpoint takes {_bytes(size)}: {_bytes(2 * size)} are "
-                "needed since the old one goes only after the new one is whole; free space or choose another --workdir"
+                f"{self.folder} has {_bytes(free)} free, and {_bytes(more * size)} are needed: {more} more checkpoints "
+                f"of {_bytes(size)} (checkpoint.keep={self._keep}, the best one and the one being written; {standing} "
+                "stand already). Free space, lower checkpoint.keep, or choose another --workdir"
             )
 
     def _prepare_folder(self) -> None:

@@ -245,13 +245,33 @@ def test_another_dtype_is_refused_instead_of_cast(open_checkpoints):
         checkpoints.restore(1, cast)
 
 
-def test_preflight_wants_room_for_two(open_checkpoints, monkeypatch):
-    checkpoints = open_checkpoints()
-    usage = type("Usage", (), {"free": 3_000_000})
+@pytest.mark.parametrize("keep, standing, more", [(2, 0, 4), (3, 0, 5), (2, 3, 1), (2, 2, 2), (1, 6, 1)])
+def test_preflight_wants_room_for_all_that_may_stand_less_what_does(
+    open_checkpoints, monkeypatch, keep, standing, more
+):
+    saved(open_checkpoints, *range(1, standing + 1))
+    checkpoints = open_checkpoints(keep=keep)
+    usage = type("Usage", (), {"free": more * 1_500_000})
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _path: usage)
     checkpoints.preflight(1_500_000)
-    with pytest.raises(UserError, match=r"3\.0 MB free.*takes 1\.6 MB.*3\.2 MB"):
+    numbers = rf"{more * 1.5:.1f} MB free, and {more * 1.6:.1f} MB are needed: {more} more checkpoints of 1\.6 MB"
+    with pytest.raises(UserError, match=rf"{numbers} \(checkpoint\.keep={keep}, .*; {standing} stand already\)"):
         checkpoints.preflight(1_600_000)
+
+
+def test_a_run_never_holds_more_than_preflight_counts(open_checkpoints, monkeypatch):
+    """keep=2: the two newest, the best and the draft."""
+    checkpoints, most = open_checkpoints(keep=2), []
+    publish = checkpoint.manifest.publish
+
+    def counted(draft, target):
+        publish(draft, target)
+        most.append(len(list(checkpoints.folder.iterdir())))
+
+    monkeypatch.setattr(checkpoint.manifest, "publish", counted)
+    for step in range(1, 7):
+        checkpoints.save(step, make_state(step), {}, best=step == 1, wait=True)
+    assert max(most) == 4
 
 
 FULL_DISK = """
