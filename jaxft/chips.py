@@ -1,23 +1,31 @@
 """Peak matmul rates of chips, for model FLOP utilisation."""
 
+import re
 from typing import Any
 
-# Dense bfloat16 FLOP/s of one chip, by a part of jax's device_kind. TPU figures: cloud.google.com TPU system pages;
-# NVIDIA: data sheets, dense (without sparsity). Longer names first: "TPU v5 lite" is not a "TPU v5".
+# Dense FLOP/s of one chip in bfloat16 (T4: float16, it has no bfloat16), by all of jax's device_kind: variants of one
+# name differ by a factor of up to three, and a slice of a chip (MIG) is not the chip. TPU figures: cloud.google.com TPU
+# system pages; NVIDIA: data sheets, without sparsity.
 PEAK = {
-    "TPU v6 lite": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-    "TPU7x": 2307e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "T4": 65e12,
+    r"TPU v4": 275e12,
+    r"TPU v5 lite|TPU v5e": 197e12,
+    r"TPU v5|TPU v5p": 459e12,
+    r"TPU v6 lite|TPU v6e": 918e12,
+    r"TPU7x": 2307e12,
+    r"NVIDIA H100 80GB HBM3": 989e12,  # SXM
+    r"NVIDIA H100 PCIe": 756e12,
+    r"NVIDIA H100 NVL": 835e12,
+    r"NVIDIA H200": 989e12,
+    r"NVIDIA H200 NVL": 835e12,
+    r"NVIDIA B200": 2250e12,
+    r"(NVIDIA )?A100[- ](SXM4-|PCIE-)?(40|80)GB( PCIe)?": 312e12,
+    r"NVIDIA L4": 121e12,
+    r"NVIDIA L40": 181e12,
+    r"NVIDIA L40S": 362e12,
+    r"(NVIDIA|Tesla) T4": 65e12,
 }
 
 
 def peak_flops(device: Any) -> float | None:
-    """bfloat16 FLOP/s of one device, or None where it is not known (CPUs among them)."""
-    return next((peak for name, peak in PEAK.items() if name in device.device_kind), None)
+    """FLOP/s of one device, or None where it is not known (CPUs among them): no utilisation rather than a wrong one."""
+    return next((peak for name, peak in PEAK.items() if re.fullmatch(name, device.device_kind)), None)
