@@ -10,7 +10,7 @@ FAULTS = """
 import ctypes, resource, sys, threading
 if sys.argv[1] == "keep":
     from jaxft import heap
-    if not heap.keep({}):
+    if not heap.keep({"JAX_PLATFORMS": "cpu"}):
         sys.exit("left alone")
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -43,4 +43,26 @@ def test_a_freed_block_is_there_for_the_next_step():
 
 @pytest.mark.parametrize("environ", [{"MALLOC_ARENA_MAX": "4"}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}], ids=str)
 def test_a_users_own_settings_stand(environ):
-    assert heap.keep(environ) is False
+    assert heap.keep({"JAX_PLATFORMS": "cpu", **environ}) is False
+
+
+@pytest.mark.parametrize(
+    "platforms, device, plugin, kept",
+    [
+        ("cpu", True, True, True),
+        ("cpu,cuda", True, True, True),
+        ("cuda,cpu", False, True, False),
+        ("tpu", True, True, False),
+        ("", True, True, False),
+        ("", False, True, True),
+        ("", True, False, True),
+    ],
+)
+def test_it_is_for_the_cpu_alone(monkeypatch, platforms, device, plugin, kept):
+    monkeypatch.setattr(heap.glob, "glob", lambda pattern: [pattern] if device and pattern == "/dev/accel*" else [])
+    monkeypatch.setattr(heap.metadata, "entry_points", lambda group: [])
+    monkeypatch.setattr(heap.importlib.util, "find_spec", lambda name: object() if plugin else None)
+    assert heap.on_cpu({"JAX_PLATFORMS": platforms}) is kept
+    if not kept:
+        monkeypatch.setattr(heap.ctypes, "CDLL", pytest.fail)
+        assert heap.keep({"JAX_PLATFORMS": platforms}) is False
