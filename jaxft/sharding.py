@@ -16,9 +16,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxft.registry import UserError
+from jaxft.registry import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
+# What they mean: jaxft/layers/__init__.py.
+LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "HK", "GK", "P", "C", "N", "E", "R")
 STACKED = ("N",)  # leading axes of stacked blocks; they do not count towards a parameter's rank
 
 Rules = Mapping[str, str | Sequence[str] | None]
@@ -53,9 +55,19 @@ def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
 
 
 def check_rules(params: Rules, activations: Rules) -> None:
-    """Raises UserError where a rule names an axis that no mesh has."""
+    """Raises UserError for a rule of a letter or an axis that there is not, and where none says who gets which rows."""
+    if "B" not in activations:
+        raise UserError(
+            "sharding.activations has no rule for B, the rows of the batch; the usual one is B=('data', 'fsdp'), and "
+            "with B=None every device gets all rows"
+        )
     for which, rules in (("params", params), ("activations", activations)):
         for letter, axes in rules.items():
+            if letter not in LETTERS:
+                raise UserError(
+                    f"sharding.{which}.{letter}={axes!r}: no dimension has the letter {letter!r}; letters: "
+                    f"{', '.join(LETTERS)}{nearest(letter, LETTERS)}"
+                )
             for axis in _names(axes):
                 if axis not in AXES:
                     raise UserError(

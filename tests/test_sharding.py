@@ -1,9 +1,11 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxft import sharding
+from jaxft import layers, sharding
 from jaxft.registry import UserError
 
 ONE = dict(data=1, fsdp=1, tensor=1, context=1, expert=1)
@@ -57,7 +59,31 @@ def test_constrain_pins_activations_by_letter_only_inside_the_context():
 
 def test_a_rule_for_an_axis_that_no_mesh_has_is_refused():
     with pytest.raises(UserError, match=r"sharding.params.D='modle'"):
-        sharding.check_rules(dict(D="modle"), {})
+        sharding.check_rules(dict(D="modle"), dict(B="data"))
+
+
+@pytest.mark.parametrize("letter", ["KH", "d", "X", "DF"])
+def test_a_rule_for_a_letter_that_no_dimension_has_is_refused(letter):
+    sharding.check_rules(dict(HK="tensor"), dict(B=None, H="tensor"))
+    for which, rules in {
+        "params": ({letter: "fsdp"}, {"B": "data"}),
+        "activations": ({}, {"B": "data", letter: None}),
+    }.items():
+        with pytest.raises(
+            UserError, match=rf"sharding\.{which}\.{letter}=.*no dimension has the letter.*letters: B, L"
+        ):
+            sharding.check_rules(*rules)
+
+
+def test_who_gets_which_rows_must_be_said():
+    with pytest.raises(UserError, match=r"sharding\.activations has no rule for B.*B=None"):
+        sharding.check_rules(dict(D="fsdp"), dict(F="tensor"))
+    assert sharding.batch_shards(mesh(data=8), dict(B=None)) == 1
+
+
+def test_the_letters_are_those_of_the_legend():
+    legend = [line for line in layers.__doc__.splitlines() if line.startswith("    ")]
+    assert set(re.findall(r"\b[A-Z]{1,2}\b", " ".join(legend))) == set(sharding.LETTERS)
 
 
 def test_the_axes_that_rules_use():
