@@ -17,7 +17,7 @@ from jaxft.run import Run
 from jaxft.signals import Stopped, StopSignals
 from jaxft.step import all_finite
 from jaxft.throughput import Throughput
-from jaxft.writer import Writer
+from jaxft.writer import Writer, check_wandb
 
 EXAMPLES_SHOWN = 8
 
@@ -30,6 +30,7 @@ def train(
     `raw` is the config as plain dicts. Raises UserError for what the user can mend and Stopped when a signal ended the
     run after saving.
     """
+    check_wandb(config.log.wandb)
     folder = runfolder.RunFolder(workdir)
     folder.create()
     with RunLock(workdir, say=say), StopSignals() as signals:

@@ -5,6 +5,7 @@ that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any
 batches.log holds one line a step, "<step> <hash of the batch>"; line n belongs to step n.
 """
 
+import importlib.util
 import json
 import math
 import os
@@ -16,6 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxft.registry import UserError
+
+
+def check_wandb(project: str) -> None:
+    """Raises UserError where the package is missing that logs to `project`: before the compile, not after it."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"log.wandb={project!r} needs the package wandb; pip install 'jaxft[wandb]', or set log.wandb=''"
+        )
 
 
 class Writer:
@@ -119,8 +128,9 @@ def _step_of_line(line: str) -> int:
 def _tensorboard(folder: Path, start: int, closing: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
     from tensorboardX import SummaryWriter
 
-    # purge_step makes TensorBoard drop what a killed run wrote at and after that step. Files are named by the second.
-    events = SummaryWriter(str(folder), purge_step=start + 1 if start else None, filename_suffix=f".{start}")
+    # purge_step makes TensorBoard drop what a killed run wrote at and after that step; a run may be killed before its
+    # first checkpoint, too. Files are named by the second.
+    events = SummaryWriter(str(folder), purge_step=start + 1, filename_suffix=f".{start}")
     closing.callback(events.close)
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
@@ -131,13 +141,9 @@ def _tensorboard(folder: Path, start: int, closing: ExitStack) -> Callable[[int,
 
 
 def _wandb(folder: Path, project: str, closing: ExitStack) -> Callable[[int, Mapping[str, float]], None]:
-    try:
-        import wandb
-        from wandb.errors import Error as WandbError
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"log.wandb={project!r} needs the package wandb; pip install 'jaxft[wandb]', or set log.wandb=''"
-        ) from error
+    import wandb
+    from wandb.errors import Error as WandbError
+
     remembered = folder / "wandb_run_id"
     run_id = remembered.read_text(encoding="utf-8").strip() if remembered.exists() else secrets.token_hex(4)
     remembered.write_text(run_id + "\n", encoding="utf-8")

@@ -4,13 +4,17 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from jaxft import train
 from jaxft import writer as writer_module
+from jaxft.config import parse
 from jaxft.registry import UserError
 from jaxft.writer import Writer, describe
+from tests import program
 
 
 def open_writer(folder: Path, *, start: int = 0, total: int = 10, tensorboard: bool = False, **options) -> Writer:
@@ -111,8 +115,11 @@ def test_an_inactive_writer_touches_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_reads_the_same_numbers_and_purges_on_resume(tmp_path):
-    for start, values in ((0, (1.0, 2.0, 3.0)), (1, (20.0,))):
+@pytest.mark.parametrize("killed", [(0, (1.0, 2.0, 3.0)), (0, (9.0, 9.0, 9.0))], ids=["later", "before a checkpoint"])
+def test_tensorboard_reads_the_same_numbers_and_purges_on_resume(tmp_path, killed):
+    again = [(1, (20.0,))] if killed[1][0] == 1.0 else [(0, (1.0, 20.0))]
+    for start, values in (killed, *again):
+        time.sleep(1.01)  # the files of one second have one name
         with open_writer(tmp_path, start=start, tensorboard=True) as writer:
             for step, value in enumerate(values, start + 1):
                 writer.log(step, {"loss": value, "validation/accuracy": value / 100})
@@ -142,10 +149,13 @@ def test_a_failure_to_open_closes_what_was_opened(tmp_path, monkeypatch):
         open_writer(tmp_path)
 
 
-def test_wandb_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
+def test_wandb_that_is_not_installed_is_missed_before_anything_is_built(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(train, "Run", pytest.fail)
+    raw = program.config(log__wandb="demo")
     with pytest.raises(UserError, match=r"log\.wandb='demo'.*pip install 'jaxft\[wandb\]'"):
-        open_writer(tmp_path, wandb="demo")
+        train.train(raw, parse(raw), tmp_path / "run", (), pytest.fail)
+    writer_module.check_wandb("")
 
 
 WANDB = """
