@@ -2,6 +2,8 @@
 
 import os
 import resource
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,11 +15,16 @@ GIB = 2**30
 
 def describe(compiled: Any, seconds: float) -> str:
     """One line: memory per device and FLOPs of a step, read from the compiled step itself."""
-    stats = compiled.memory_analysis()
     flops = compiled.cost_analysis()["flops"]
     return (
-        f"compiled in {seconds:.1f} s: {stats.argument_size_in_bytes / GIB:.2f} GiB of state and batch, "
-        f"{stats.temp_size_in_bytes / GIB:.2f} GiB of temporaries, {flops:.3g} FLOPs a step on each device"
+        f"compiled in {seconds:.1f} s: {_largest(compiled.memory_analysis())}, {flops:.3g} FLOPs a step on each device"
+    )
+
+
+def _largest(stats: Any) -> str:
+    return (
+        f"{stats.argument_size_in_bytes / GIB:.2f} GiB of state and batch, "
+        f"{stats.temp_size_in_bytes / GIB:.2f} GiB of temporaries"
     )
 
 
@@ -35,7 +42,10 @@ def check(compiled: Any, mesh: jax.sharding.Mesh) -> None:
             return
         needed, available = per_device, limits["bytes_limit"]
     if needed > available:
-        raise out_of_memory(f"a step needs {needed / GIB:.2f} GiB, {available / GIB:.2f} GiB are available")
+        raise out_of_memory(
+            f"a step needs {needed / GIB:.2f} GiB, {available / GIB:.2f} GiB are available; each device would hold "
+            f"{_largest(stats)}"
+        )
 
 
 def out_of_memory(what: str) -> UserError:
@@ -48,7 +58,7 @@ def out_of_memory(what: str) -> UserError:
 
 
 def _host_memory() -> int:
-    """Bytes that this process may still take: free memory, or what RLIMIT_AS leaves."""
+    """Bytes that this process may still take: free memory, or what RLIMIT_AS or a control group leaves."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
@@ -58,4 +68,40 @@ def _host_memory() -> int:
     except (OSError, StopIteration):
         used = 0
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return free if limit == resource.RLIM_INFINITY else max(0, min(free, limit - used))
+    room = [limit - used] if limit != resource.RLIM_INFINITY else []
+    return max(0, min(free, *room, *_room_in_groups()))
+
+
+GROUPS = Path("/sys/fs/cgroup")
+# Version of control groups -> limit, use, and the lines of memory.stat that tell how much of the use is file cache,
+# which the kernel gives up before anybody runs out of memory.
+_GROUP_FILES = {
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+}
+
+
+def _room_in_groups(listed: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Bytes that each control group around this process (container, Slurm job, systemd unit) still allows."""
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, version = (GROUPS / "memory", 1) if controllers else (GROUPS, 2)
+        group = root / inside.strip("/")  # in a container the path may be the host's: then only the root is there
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from _room(folder, *_GROUP_FILES[version])
+
+
+def _room(folder: Path, limit: str, use: str, cache: tuple[str, ...]) -> Iterator[int]:
+    try:
+        taken = int((folder / use).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        yield int((folder / limit).read_text()) - taken + sum(int(stat[name]) for name in cache)
+    except (OSError, ValueError, KeyError):  # no such group, or no limit: "max"
+        return

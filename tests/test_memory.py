@@ -34,7 +34,9 @@ def test_a_compiled_step_says_what_it_needs():
 
 def test_an_accelerator_must_hold_state_and_temporaries():
     memory.check(compiled(arguments=3 * GIB, temporaries=4 * GIB), accelerator(7 * GIB))
-    with pytest.raises(UserError, match=r"needs 8.00 GiB, 7.00 GiB are available") as caught:
+    with pytest.raises(
+        UserError, match=r"needs 8.00 GiB, 7.00 GiB are available; .* 4.00 GiB of state and batch, 4.00 .* of temp"
+    ) as caught:
         memory.check(compiled(arguments=4 * GIB, temporaries=4 * GIB), accelerator(7 * GIB))
     assert caught.value.code == 1
 
@@ -55,6 +57,50 @@ def test_a_limit_of_the_address_space_counts(monkeypatch):
     assert GIB // 8 < free < 2**50
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1, 1))
     assert memory._host_memory() == 0
+
+
+GROUP_FILES = {
+    2: ("0::/job/task", "", "memory.max", "memory.current", "active_file 3\ninactive_file 4\nanon 90"),
+    1: (
+        "5:cpu,memory:/job/task",
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_active_file 3\ntotal_inactive_file 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", GROUP_FILES)
+@pytest.mark.parametrize(
+    "limits, room",
+    [
+        ({"job/task": 1000}, 907),
+        ({"job": 500, "job/task": 1000}, 407),
+        ({"job": "max", "job/task": 1000}, 907),
+        ({"": 800}, 707),
+        ({"job/task": "max"}, None),
+        ({}, None),
+        ({"other": 10}, None),
+    ],
+    ids=str,
+)
+def test_the_limit_of_a_container_counts_without_the_file_cache(tmp_path, monkeypatch, version, limits, room):
+    line, below, limit, use, stat = GROUP_FILES[version]
+    for group, value in limits.items():
+        folder = tmp_path / below / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in {limit: f"{value}\n", use: "100\n", "memory.stat": stat}.items():
+            (folder / name).write_text(text)
+    (tmp_path / "listed").write_text(f"9:freezer:/other\n{line}\n")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    assert min(memory._room_in_groups(tmp_path / "listed"), default=None) == room
+    assert not list(memory._room_in_groups(tmp_path / "absent"))
+
+
+def test_the_room_of_a_container_is_all_there_is(monkeypatch):
+    monkeypatch.setattr(memory, "_room_in_groups", lambda: iter([5 * GIB, 1234]))
+    assert memory._host_memory() == 1234
 
 
 def test_the_message_has_three_settings_to_change():
