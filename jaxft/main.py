@@ -1,5 +1,6 @@
 """python -m jaxft.main --config=configs/bert_cls.py[:variant] [--config.section.key=value ...] [--workdir=DIR]"""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def _train() -> None:
     config = config_module.parse(raw)
     registries.check_names(config)
     workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
+    for name in _ignored(config.model.hf, sys.argv):
+        cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings sizes and tokenizer of its own")
 
     from jaxft import cache, heap, numerics
     from jaxft.train import train
@@ -36,6 +39,12 @@ def _train() -> None:
     numerics.self_check()
     cache.compile_cache(workdir)
     train(raw, config, workdir, _ALLOW.value, cli.say)
+
+
+def _ignored(hf: str, argv: list[str]) -> list[str]:
+    """What was set by hand and is for a model from scratch only."""
+    scratch = ("config.model.scratch", "config.tokenizer")
+    return [name for name in map(_name, argv) if name.startswith(scratch)] if hf else []
 
 
 def _config_name() -> str:

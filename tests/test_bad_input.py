@@ -128,6 +128,14 @@ def test_an_option_that_cannot_be_is_refused_before_the_data_are_read(tmp_path, 
         assert part in done.err, done.err
 
 
+def test_an_option_of_a_model_from_scratch_is_said_to_have_no_effect_on_another(tmp_path):
+    done = program.run(tmp_path / "run", model__hf="nobody/nothing")
+    for name in ("model.scratch.layers", "tokenizer.vocab"):
+        assert f"--config.{name} has no effect: model.hf='nobody/nothing' brings" in done.out
+    done = program.run(tmp_path / "run", data__train="no/such/file.tsv")
+    assert done.code == 2 and "has no effect" not in done.out
+
+
 @pytest.mark.parametrize("duration", ["1000 epochs", "12 steps"])
 @pytest.mark.parametrize("warmup", ["10%", "1 epoch", "10 steps"])
 @pytest.mark.parametrize("schedule", [dict(name="linear"), dict(name="inverse_sqrt", timescale=0)], ids=str)
