@@ -179,7 +179,8 @@ class Run:
         if not all(runfolder.covered(key, self.allow) for key in changed):
             raise UserError(
                 f"the checkpoint of step {step} was made from other inputs: {', '.join(changed)} changed; "
-                f"restore them, use another --workdir, or continue with --allow_change={','.join(changed)}"
+                f"restore them, use another --workdir, or continue with "
+                f"--allow_change={','.join(dict.fromkeys([*self.allow, *changed]))}"
             )
         if changed:
             self.say(f"changed since the checkpoint of step {step:,}: {', '.join(changed)}")

@@ -16,7 +16,12 @@ from jaxft.registry import UserError
 
 # Sections that do not change what is computed, only where and how it is shown.
 FREE = ("mesh", "sharding", "log")
-PACKAGES = ("jaxft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers")
+# What a change of config changes among the inputs that a checkpoint is tied to (Inputs.identity): who allows the one
+# has to allow the other.
+FOLLOWS = {"data": ("data",), "input.length": ("data",), "task": ("data",), "model.hf": ("data", "tokenizer")}
+# Those that decide about bits, and others that are worth knowing.
+COMPUTING = ("jax", "jaxlib", "flax", "optax")
+PACKAGES = ("jaxft", *COMPUTING, "orbax-checkpoint", "grain", "transformers", "tokenizers")
 
 
 class RunFolder:
@@ -54,26 +59,48 @@ class RunFolder:
             shutil.rmtree(self.tokenizer, ignore_errors=True)
 
     def record(self, raw: Mapping[str, Any]) -> None:
-        """Writes the config: from now on this is a run of it. Not before its first step, when all mistakes are out."""
-        write_json(self.config, {"config": raw, "versions": versions(), "git": git_commit()})
+        """Writes the config: from now on this is a run of it. Not before its first step, when all mistakes are out.
+
+        Under "earlier" stand the versions and commits of the same run before, the oldest first.
+        """
+        made = {"versions": versions(), "git": git_commit()}
+        earlier: list[Any] = []
+        if self.started() and self.config.exists():
+            before = read_json(self.config)
+            last = {key: before[key] for key in made}
+            earlier = before["earlier"] + ([last] if last != made else [])
+        write_json(self.config, {"config": raw, **made, "earlier": earlier})
 
     def _compare(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
         saved = read_json(self.config)
-        if not isinstance(saved, dict) or "config" not in saved:
+        if not isinstance(saved, dict) or not {"config", "versions", "git", "earlier"} <= saved.keys():
             raise UserError(f"--workdir={self.path} holds a config.json that is not of a run; name another folder")
         old = saved["config"]
         changed = difference(old, json.loads(json.dumps(raw)))
         allowed = (*FREE, *allow)
         fatal = [line for line in changed if not covered(line.split(":")[0], allowed)]
         if fatal:
-            keys = ",".join(line.split(":")[0] for line in fatal)
+            keys = [line.split(":")[0] for line in fatal]
+            keys += [more for key in keys for name in FOLLOWS if covered(key, [name]) for more in FOLLOWS[name]]
+            keys = [key for key in dict.fromkeys(keys) if not covered(key, allow)]
             raise UserError(
                 f"--workdir={self.path} holds a run of another config:\n  "
                 + "\n  ".join(fatal)
-                + f"\nUse another --workdir, or continue with the change by --allow_change={keys}"
+                + f"\nUse another --workdir, or continue with the change by --allow_change={','.join([*allow, *keys])}"
             )
         for line in changed:
             say(f"changed since this run began: {line}")
+        if self.started():
+            self._compare_versions(saved["versions"], say)
+
+    def _compare_versions(self, before: Mapping[str, str], say: Callable[[str], None]) -> None:
+        now = versions()
+        changed = [f"{name} {before[name]} -> {now[name]}" for name in COMPUTING if before[name] != now[name]]
+        if changed:
+            say(
+                f"other versions than this run had before: {', '.join(changed)}. It goes on, but to end bit for bit "
+                "like an unbroken run is promised under the same versions only"
+            )
 
     def started(self) -> bool:
         """Whether there is a checkpoint."""
@@ -119,7 +146,4 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    manifest.write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -19,6 +19,21 @@ def folder(tmp_path):
     return folder
 
 
+def test_one_flag_allows_a_change_and_what_follows_from_it(folder):
+    folder.record(CONFIG | {"input": {"length": 16}, "task": {"metric": ""}, "model": {"hf": "a"}})
+    for changed, flag in (
+        ({"input": {"length": 8}}, "seed,input.length,data"),
+        ({"task": {"metric": "f1"}}, "seed,task.metric,data"),
+        ({"model": {"hf": "b"}, "input": {"length": 8}}, "seed,input.length,model.hf,data,tokenizer"),
+    ):
+        with pytest.raises(UserError) as caught:
+            folder.claim(json.loads(folder.config.read_text())["config"] | changed | {"seed": 1}, ("seed",), print)
+        assert str(caught.value).endswith(f"--allow_change={flag}")
+    with pytest.raises(UserError) as caught:
+        folder.claim(json.loads(folder.config.read_text())["config"] | changed, ("data",), print)
+    assert str(caught.value).endswith("--allow_change=data,input.length,model.hf,tokenizer")
+
+
 def with_train(**changes):
     return CONFIG | {"train": CONFIG["train"] | changes}
 
@@ -116,10 +131,34 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
+    (tmp_path / "x.json.tmp").write_text("of a process that was killed")
     runfolder.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         runfolder.write_json(path, {"a": object()})
     assert runfolder.read_json(path) == {"a": 1} and [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_run_that_goes_on_under_other_versions_says_so_and_keeps_the_history(folder, monkeypatch):
+    sealed(folder.checkpoints / "5")
+    first, said = json.loads(folder.config.read_text()), []
+    now = first["versions"]
+    for changed in ({"jaxlib": "99.0"}, {"jaxlib": "99.0", "grain": "99.0"}):
+        monkeypatch.setattr(runfolder, "versions", lambda changed=changed: now | changed)
+        for _ in range(2):
+            folder.claim(CONFIG, (), said.append)
+            folder.record(CONFIG)
+    assert len(said) == 1 and f"jaxlib {now['jaxlib']} -> 99.0" in said[0] and "under the same versions only" in said[0]
+    record = json.loads(folder.config.read_text())
+    assert record["versions"] == now | changed
+    assert [entry["versions"] for entry in record["earlier"]] == [now, now | {"jaxlib": "99.0"}]
+    assert record["earlier"][0]["git"] == first["git"]
+
+
+def test_without_a_checkpoint_no_bits_are_promised(folder, monkeypatch):
+    monkeypatch.setattr(runfolder, "versions", lambda: {"jax": "99.0"})
+    folder.claim(CONFIG, (), pytest.fail)
+    folder.record(CONFIG)
+    assert json.loads(folder.config.read_text())["earlier"] == []
 
 
 def test_versions_and_commit_are_recorded(folder, monkeypatch):
