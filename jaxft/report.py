@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Bookkeeping of the log; a curve of these says nothing.
-NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak")
+# Bookkeeping of the log; a curve of these says nothing, or cannot be drawn.
+NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak", "skipped_examples")
 # Noise of a speed would look like drama if its axis began at the slowest step.
 FROM_ZERO = ("tokens_per_second", "examples_per_second", "mfu")
 # Curves stay readable, and the page small, however long the run.

@@ -41,11 +41,13 @@ class Throughput:
         self.sums.append(sums)
         self.step, self.before, self.newest = step, self.newest, sums
 
-    def bad_streak(self) -> tuple[int, int]:
-        """(step, non-finite steps in a row up to it). The step before the newest, which may still be running."""
-        last = self.step == self.total
-        read = self.newest if last else self.before
-        return self.step if last else self.step - 1, int(read["bad_streak"][0]) if read is not None else 0
+    def streaks(self) -> list[tuple[int, int]]:
+        """(step, non-finite steps in a row up to it) of the step before the newest, which may still be running.
+
+        So each step is told once, without waiting for it; after the last step both are.
+        """
+        ended = [(self.step - 1, self.before), *([(self.step, self.newest)] if self.step == self.total else [])]
+        return [(step, int(sums["bad_streak"][0])) for step, sums in ended if sums is not None]
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -70,7 +70,7 @@ def loop(run: Run, writer: Writer) -> None:
         run.step += 1
         step, last = run.step, run.step == cadence.total
         measure.add(step, sums)
-        _stop_when_lost(run, measure, writer)
+        _attend_to_skipped(run, measure, writer)
         run.checkpoints.check()
         if step % cadence.log == 0 or last:
             writer.log(step, measure.flush(run.learning_rate(step - 1)))
@@ -107,23 +107,44 @@ def _feed(run: Run, writer: Writer) -> Iterator[dict[str, jax.Array]]:
         ahead = here
 
 
-def _stop_when_lost(run: Run, measure: Throughput, writer: Writer) -> None:
-    """Raises UserError after too many non-finite steps in a row, naming them, their examples and what is left."""
-    step, streak = measure.bad_streak()
-    if streak < run.config.train.max_bad_steps:
-        return
+def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
+    """Names a step whose update was left out and its examples. Raises UserError when there were too many in a row."""
+    for step, streak in measure.streaks():
+        if not streak:
+            continue
+        examples = _examples(run, step)
+        writer.skipped(step, examples[:EXAMPLES_SHOWN])
+        run.say(
+            f"step {step:,}: loss or gradients were not finite, the update is left out. Its batch (line {step} of "
+            f"{run.folder.path / 'batches.log'}) has {len(examples)} examples: {_shown(examples)}"
+        )
+        if streak >= run.config.train.max_bad_steps:
+            _give_up(run, measure, writer, step, streak)
+
+
+def _examples(run: Run, step: int) -> list[str]:
+    """Where the examples of a step's batch were read."""
+    return run.inputs.places(
+        next(run.inputs.train_batches(run.config, step - 1, jax.process_index(), jax.process_count()))
+    )
+
+
+def _shown(examples: Sequence[str]) -> str:
+    return ", ".join(examples[:EXAMPLES_SHOWN]) + (", ..." if len(examples) > EXAMPLES_SHOWN else "")
+
+
+def _give_up(run: Run, measure: Throughput, writer: Writer, step: int, streak: int) -> None:
+    """Raises UserError: names the non-finite steps, the examples of the first one and what is left."""
     writer.log(run.step, measure.flush(run.learning_rate(run.step - 1)))
     run.checkpoints.wait()
     kept = ", ".join(map(str, run.checkpoints.steps()))
     first = step - streak + 1
-    batch = next(run.inputs.train_batches(run.config, first - 1, jax.process_index(), jax.process_count()))
-    places = run.inputs.places(batch)
-    shown = ", ".join(places[:EXAMPLES_SHOWN]) + (", ..." if len(places) > EXAMPLES_SHOWN else "")
+    examples = _examples(run, first)
     raise UserError(
         f"loss or gradients were not finite in {streak} steps in a row (train.max_bad_steps), {first} to {step}; "
         f"their updates were left out. The batch of step {first} (line {first} of {run.folder.path / 'batches.log'}) "
-        f"has {len(places)} examples: {shown}. Checkpoints that stand: {kept or 'none yet'}. Lower optim.lr, set "
-        "train.clip, or mend those examples",
+        f"has {len(examples)} examples: {_shown(examples)}. Checkpoints that stand: {kept or 'none yet'}. "
+        "Lower optim.lr, set train.clip, or mend those examples",
         code=1,
     )
 
@@ -146,9 +167,16 @@ def _evaluate(run: Run, writer: Writer) -> bool:
 
 
 def _save(run: Run, best: bool) -> None:
-    if not all_finite(run.state.params):
+    if not all_finite(run.state):
+        names = {
+            "params": "parameters",
+            "opt": "optimizer state",
+            "ema": "moving average",
+            "frozen": "frozen parameters",
+        }
+        bad = [text for name, text in names.items() if (tree := getattr(run.state, name)) and not all_finite(tree)]
         raise UserError(
-            f"the parameters are not finite after step {run.step:,}: they are not saved. Checkpoints that stand: "
+            f"not finite after step {run.step:,}: {', '.join(bad)}. This is not saved. Checkpoints that stand: "
             f"{', '.join(map(str, run.checkpoints.steps())) or 'none'}. Lower optim.lr or set train.clip",
             code=1,
         )

@@ -2,6 +2,7 @@
 
 metrics.jsonl holds one object a line: {"step": 20, "time": <Unix seconds>, "loss": ...}. JSON has no word for numbers
 that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any reader takes them, float() knows them.
+A step whose update was left out has an object of its own: {"step": 7, "time": ..., "skipped_examples": ["x.tsv:3"]}.
 batches.log holds one line a step, "<step> <hash of the batch>"; line n belongs to step n.
 """
 
@@ -11,7 +12,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -79,6 +80,12 @@ class Writer:
         training = {name: value for name, value in plain.items() if "/" not in name}
         if training:
             self._show.update(step, training)
+
+    def skipped(self, step: int, examples: Sequence[str]) -> None:
+        """Records that the update of `step` was left out, and where the first examples of its batch were read."""
+        if self._active:
+            record = {"step": step, "time": round(time.time(), 3), "skipped_examples": list(examples)}
+            self._metrics.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def batch(self, step: int, digest: str) -> None:
         """Records which batch `step` is about to train on, and moves the bar."""

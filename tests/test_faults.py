@@ -1,5 +1,7 @@
 """The real program, killed, stopped, damaged and started again: it ends where an unbroken run ends, bit for bit."""
 
+import dataclasses
+import json
 import random
 import re
 import shutil
@@ -12,9 +14,10 @@ import pytest
 
 from jaxft import cache, runfolder
 from jaxft.config import parse
+from jaxft.registry import UserError
 from jaxft.run import Run, Tracker
 from jaxft.signals import StopSignals
-from jaxft.train import loop
+from jaxft.train import _save, loop
 from jaxft.writer import Writer
 from tests import program
 
@@ -167,11 +170,16 @@ def test_a_changed_config_is_refused_with_every_difference(tmp_path):
     assert done.code == 2 and "holds a run of another config" in done.err
     for _, line in CHANGES.values():
         assert f"  {line}\n" in done.err
-    assert set(re.search(r"--allow_change=(\S+)", done.err)[1].split(",")) == set(CHANGES)
+    suggested = re.search(r"--allow_change=\S+", done.err)[0]
+    assert set(suggested.partition("=")[2].split(",")) == {*CHANGES, "data"}
     # One of two allowed is not enough, a section allows its keys.
     done = program.run(workdir, "--allow_change=optim", optim__lr=0.002, seed=1)
-    assert done.code == 2 and "seed: 0 -> 1" in done.err and "optim.lr" not in done.err
+    assert done.code == 2 and "seed: 0 -> 1" in done.err and "optim.lr:" not in done.err
+    assert done.err.endswith("--allow_change=optim,seed\n")
     assert program.snapshot(workdir) == before
+    # What is suggested is enough.
+    done = program.run(workdir, suggested, **changed)
+    assert done.code == 0 and "resuming from the checkpoint of step 10" in done.out, done.err
 
 
 def test_other_data_and_another_tokenizer_under_the_same_names_are_refused(tmp_path):
@@ -225,6 +233,27 @@ def test_the_second_of_two_processes_in_one_folder_fails_at_once(tmp_path):
     program.assert_same_end(workdir, program.unbroken())
 
 
+@pytest.mark.parametrize("part", ["params", "opt", "ema"])
+def test_no_part_of_a_state_is_saved_that_is_not_finite(tmp_path, part):
+    """In one process: no step is known to overflow the moments alone."""
+    folder = runfolder.RunFolder(tmp_path / "run")
+    folder.create()
+    run = Run(parse(program.config(train__ema=0.9)), folder, (), lambda _text: None, StopSignals())
+    _save(run, best=False)
+    run.checkpoints.wait()
+
+    def overflown(x):
+        return x + np.inf if x.dtype == np.float32 else x
+
+    run.state = dataclasses.replace(run.state, **{part: jax.tree.map(overflown, getattr(run.state, part))})
+    run.step = 1
+    said = {"params": "parameters", "opt": "optimizer state", "ema": "moving average"}[part]
+    with pytest.raises(UserError, match=rf"not finite after step 1: {said}\. This is not saved.*stand: 0\.") as error:
+        _save(run, best=False)
+    run.checkpoints.close()
+    assert error.value.code == 1 and program.steps(folder.path) == [0] and program.leftovers(folder.path) == []
+
+
 def test_losses_that_are_not_finite_stop_the_run_with_what_was_good(tmp_path):
     workdir = tmp_path / "run"
     done = program.run(workdir, optim__lr=1e30, train__max_bad_steps=3, train__log_every="50 steps")
@@ -241,8 +270,15 @@ def test_losses_that_are_not_finite_stop_the_run_with_what_was_good(tmp_path):
     for step in kept:
         state = program.arrays(workdir, step)
         assert all(np.isfinite(array).all() for array in state.values()) and state["skipped"] == 0
-    (record,) = [line for line in (workdir / "metrics.jsonl").read_text().splitlines() if "validation" not in line]
-    assert '"loss": "NaN"' in record
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    (logged,) = [record for record in records if "loss" in record]
+    assert logged["loss"] == "NaN"
+    # Each is named when it happens, whatever train.log_every says.
+    skipped = {record["step"]: record["skipped_examples"] for record in records if "skipped_examples" in record}
+    assert list(skipped) == [first, first + 1, last]
+    for step, examples in skipped.items():
+        assert 0 < len(examples) <= 8 and f"examples: {', '.join(examples)}" in done.out
+        assert f"step {step}: loss or gradients were not finite, the update is left out" in done.out
     assert not (workdir / "report.json").exists()
 
 

@@ -94,6 +94,7 @@ def test_evaluated_quantities_come_before_the_rest_and_bookkeeping_is_left_out()
 
 def test_points_lie_inside_the_chart_and_the_lowest_loss_is_lowest():
     history = [{"step": step, "loss": math.cos(step / 50) * 1e-3} for step in range(1, 5001)]
+    history.append({"step": 7, "skipped_examples": ["x.tsv:3"]})  # no number: nothing to draw
     (chart,) = report.charts(history)
     points = [tuple(map(float, point.split(","))) for path in chart.curves[0].paths for point in path.split()]
     assert len(points) <= report.MOST_POINTS + 1
