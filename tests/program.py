@@ -44,27 +44,50 @@ OPTIONS = {
 }
 WORDS = {"red": "crimson rose brick", "blue": "sky sea ink", "green": "grass leaf pine"}
 
-# Runs jaxft.main, and at the nth change of a file whose path holds a pattern (the writing of it, not a change made by
-# C++) signals itself; a BUSY program then spends minutes in C, as a compile does. COUNT takes the number of changes,
-# MEMORY limits the address space (bytes).
+# Runs jaxft.main, and just before the nth change of a file whose path holds a pattern (not a change made by C++) it
+# signals itself; a BUSY program then spends minutes in C, as a long compile does. A rename is "FROM -> TO". The pattern
+# COMPILE stands for the middle of the compile: the main thread below Run._compile and not moving, so in C. FAIL lets
+# the nth change and all after it fail with that errno. COUNT takes the number of changes, MEMORY limits the address
+# space (bytes).
+COMPILE = "the compile"
 HARNESS = """
-import atexit, hashlib, os, resource, runpy, sys
+import atexit, hashlib, os, resource, runpy, sys, threading, time
 if os.environ["MEMORY"]:
     resource.setrlimit(resource.RLIMIT_AS, (int(os.environ["MEMORY"]),) * 2)
 numbers, pattern, left = [int(n) for n in os.environ["SIGNALS"].split()], os.environ["PATTERN"], int(os.environ["NTH"])
-CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove"}
+CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
+fail = int(os.environ["FAIL"] or 0)
 changes = 0
+def signal_self():
+    for number in numbers:
+        os.kill(os.getpid(), number)
 def hook(event, args):
     global changes
     writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-    if (writes or event in CHANGES) and pattern in str(args[0]):
+    what = f"{args[0]} -> {args[1]}" if event == "os.rename" else str(args[0]) if args else ""
+    if (writes or event in CHANGES) and pattern in what:
         changes += 1
+        if fail and changes >= left and event != "shutil.rmtree":  # which is no call of the system itself
+            raise OSError(fail, os.strerror(fail), str(args[0]))
         if changes == left:
-            for number in numbers:
-                os.kill(os.getpid(), number)
+            signal_self()
             if os.environ["BUSY"]:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
-sys.addaudithook(hook)
+def where(frame):
+    yield id(frame), frame.f_lasti
+    while frame:
+        yield frame.f_code.co_filename.endswith("jaxft/run.py") and frame.f_code.co_name == "_compile"
+        frame = frame.f_back
+def watch(before=None, still=0):
+    while still < 10:
+        time.sleep(0.01)
+        at, *inside = where(sys._current_frames()[threading.main_thread().ident])
+        still, before = still + 1 if any(inside) and at == before else 0, at
+    signal_self()
+if pattern == "the compile":
+    threading.Thread(target=watch, daemon=True).start()
+else:
+    sys.addaudithook(hook)
 if os.environ["COUNT"]:
     atexit.register(lambda: open(os.environ["COUNT"], "w").write(str(changes)))
 runpy.run_module("jaxft.main", run_name="__main__", alter_sys=True)
@@ -170,6 +193,7 @@ def run(
     at: str = "",
     nth: int = 1,
     busy: bool = False,
+    fail: int = 0,
     count: Path | None = None,
     devices: int = 1,
     memory: int = 0,
@@ -177,15 +201,19 @@ def run(
     config: str = "configs/bert_cls.py:files",
     **changed: object,
 ) -> Done:
-    """Runs the program to its end; `signals` come to it at the `nth` change of a file whose path holds `at`."""
+    """Runs the program to its end; `signals` come to it at the `nth` change of a file whose path holds `at`.
+
+    Or that change fails with the errno `fail`, and all after it do.
+    """
     arguments = command(workdir, *flags, config=config, **changed)
-    if not (signals or count or memory):
+    if not (signals or fail or count or memory):
         return wait(start(arguments, devices=devices, **(env or {})))
     harness = {
         "SIGNALS": " ".join(str(int(number)) for number in signals),
         "PATTERN": at or str(workdir),
         "NTH": str(nth),
         "BUSY": "1" if busy else "",
+        "FAIL": str(fail or ""),
         "COUNT": str(count or ""),
         "MEMORY": str(memory or ""),
     }

@@ -37,6 +37,16 @@ def test_ten_sharded_steps_have_the_single_device_losses(batches, single_device_
     assert kernel.addressable_shards[0].data.size * shards == kernel.size
 
 
+def test_giving_the_old_state_away_does_not_change_a_bit(batches):
+    """The program donates it, the tests of this file do not."""
+    kept, given = (tiny.Trainer(tiny.mesh(devices=1), ema=0.9) for _ in range(2))
+    given.step = jax.jit(given.step, donate_argnums=0)
+    first = given.state
+    assert kept.run(batches[:3]) == given.run(batches[:3])
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.opt))
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (kept.state, given.state)))
+
+
 def test_training_learns(single_device_losses, batches):
     trainer = tiny.Trainer(tiny.mesh(devices=1))
     losses = trainer.run([batches[0]] * 80)
