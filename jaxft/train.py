@@ -109,6 +109,7 @@ def _feed(run: Run, writer: Writer) -> Iterator[dict[str, jax.Array]]:
 
 def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
     """Names a step whose update was left out and its examples. Raises UserError when there were too many in a row."""
+    most = run.config.train.max_bad_steps
     for step, streak in measure.streaks():
         if not streak:
             continue
@@ -118,7 +119,7 @@ def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
             f"step {step:,}: loss or gradients were not finite, the update is left out. Its batch (line {step} of "
             f"{run.folder.path / 'batches.log'}) has {len(examples)} examples: {_shown(examples)}"
         )
-        if streak >= run.config.train.max_bad_steps:
+        if streak >= most:
             _give_up(run, measure, writer, step, streak)
 
 
