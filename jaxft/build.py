@@ -47,8 +47,9 @@ class Network:
 
     @property
     def table(self) -> dict[str, tuple[str, str]]:
-        """Parameter path -> (hub name, layout), trunk and head."""
-        return {**self.family.HF, **self.family.HF_HEADS[self.head]}
+        """Parameter path -> (hub name, layout), trunk and head; without rows of what this Config does not have."""
+        rows = {**self.family.HF, **self.family.HF_HEADS[self.head]}
+        return {path: row for path, row in rows.items() if path in self.abstract}
 
     def sizes(self) -> dict[str, int]:
         """Parameters by top-level group."""

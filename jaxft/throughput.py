@@ -19,7 +19,7 @@ class Throughput:
         self.examples_per_step = len(lengths) / plan.rows * batch
         self.tokens_per_step = float(lengths.sum()) / plan.rows * batch
         self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended)
-        self.flops_text = run.net.family.FLOPS_PER_TOKEN
+        self.flops_text = run.net.family.Model.FLOPS_PER_TOKEN
         peak = peak_flops(run.mesh.devices.flat[0])
         self.peak = peak * run.mesh.size if peak else None
         self.total = run.cadence.total

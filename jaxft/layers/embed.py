@@ -1,9 +1,14 @@
-"""Tables looked up by id."""
+"""Tables looked up by id, and the sum of three that a BERT begins with."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.layers.dropout import dropout
+from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Init, parameter
 from jaxft.sharding import constrain
 
@@ -20,3 +25,35 @@ class Embed(nnx.Module):
         # The columns are gathered before the look-up: a table sharded both ways makes XLA rematerialise it in full.
         table = constrain(self.table[...].astype(dtype), self.letter + "_")
         return constrain(jnp.take(table, ids_BL, axis=0, mode="clip"), "BLD")
+
+
+class TextEmbed(nnx.Module):
+    """Word + learned position + token type, then norm and dropout. `types` 0: the family knows no token types.
+
+    `first_position` is the row of the position table that the first token of a segment takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab: int,
+        positions: int,
+        types: int,
+        d_model: int,
+        eps: float,
+        dropout: float,
+        init: Init,
+        first_position: int = 0,
+    ):
+        self.drop, self.first_position = dropout, first_position
+        self.word = Embed(vocab, d_model, ("V", "D"), init)
+        self.position = Embed(positions + first_position, d_model, ("T", "D"), init)
+        self.type = Embed(types, d_model, ("T", "D"), init) if types else None
+        self.norm = LayerNorm(d_model, eps)
+
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
+        """ids, position, type [B, L] -> [B, L, D] in `dtype`."""
+        x_BLD = self.word(batch["ids"], dtype) + self.position(batch["position"] + self.first_position, dtype)
+        if self.type is not None:
+            x_BLD = x_BLD + self.type(batch["type"], dtype)
+        return dropout(self.norm(x_BLD), self.drop, key)

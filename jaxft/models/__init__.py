@@ -10,6 +10,10 @@ flops_per_token                           for model FLOP utilisation
 
 MODELS = {
     "bert": "jaxft.models.bert",
+    "distilbert": "jaxft.models.distilbert",
+    "electra": "jaxft.models.electra",
+    "roberta": "jaxft.models.roberta",
+    "xlm-roberta": "jaxft.models.xlm_roberta",
 }
 
 # Fields of a hub config.json that change no number of a forward or backward pass, in any family.

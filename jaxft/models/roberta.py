@@ -1,0 +1,164 @@
+"""RoBERTa: BERT without token types in use, and with positions that begin after the padding id (Liu et al. 2019)."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxft.layers.block import PostNormBlock
+from jaxft.layers.embed import TextEmbed
+from jaxft.layers.encoder import Encoder, encoder_flops
+from jaxft.layers.head import SequenceHead, TokenHead
+from jaxft.layers.mlp import ACTIVATIONS
+from jaxft.layers.parameter import Normal
+from jaxft.layers.stack import Execution
+from jaxft.models.table import check_sizes, dense, norm, read_fields
+
+MODEL_TYPE = "roberta"
+KIND = "encoder"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and rates; the defaults are those of transformers' RobertaConfig, which hub files omit.
+
+    `positions` are those that a text may have: the table holds pad_id + 1 rows more, which no token takes.
+    """
+
+    vocab: int = 50265
+    positions: int = 510
+    types: int = 2
+    layers: int = 12
+    d_model: int = 768
+    d_ff: int = 3072
+    heads: int = 12
+    act: str = "gelu"
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float | None = None  # None: as `dropout`
+    eps: float = 1e-12
+    init_std: float = 0.02
+    pad_id: int = 1
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "vocab", "positions", "types", "layers", "d_model", "d_ff", "heads", acts=ACTIVATIONS)
+
+    @property
+    def first_position(self) -> int:
+        return self.pad_id + 1
+
+
+TINY = Config(vocab=99, positions=40, types=1, layers=2, d_model=32, d_ff=64, heads=4)
+
+
+class Model(Encoder):
+    """Word + position + token type, post-norm blocks, a head."""
+
+    def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
+        embed = TextEmbed(
+            vocab=cfg.vocab,
+            positions=cfg.positions,
+            types=cfg.types,
+            d_model=cfg.d_model,
+            eps=cfg.eps,
+            dropout=cfg.dropout,
+            init=Normal(cfg.init_std),
+            first_position=cfg.first_position,
+        )
+        block = PostNormBlock(
+            d_model=cfg.d_model,
+            d_ff=cfg.d_ff,
+            heads=cfg.heads,
+            act=cfg.act,
+            eps=cfg.eps,
+            dropout=cfg.dropout,
+            attention_dropout=cfg.attention_dropout,
+            init=Normal(cfg.init_std),
+        )
+        super().__init__(embed, block, cfg.layers, _head(cfg, head, outputs), how)
+
+
+def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
+    init, drop = Normal(cfg.init_std), cfg.dropout if cfg.classifier_dropout is None else cfg.classifier_dropout
+    if head == "sequence":
+        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=init, drop_first=True)
+    return TokenHead(cfg.d_model, outputs, drop=drop if head == "token" else 0.0, init=init)
+
+
+def flops_per_token(cfg: Config, attended: float) -> float:
+    """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
+    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended)
+
+
+# ---- Hugging Face: one table, both directions ----
+
+_LAYER = "roberta.encoder.layer.{N}."
+HF = {
+    "embed/word/table": ("roberta.embeddings.word_embeddings.weight", "V D"),
+    "embed/position/table": ("roberta.embeddings.position_embeddings.weight", "T D"),
+    "embed/type/table": ("roberta.embeddings.token_type_embeddings.weight", "T D"),
+    **norm("embed/norm", "roberta.embeddings.LayerNorm"),
+    **dense("blocks/attn/q", _LAYER + "attention.self.query", "HK D -> D HK"),
+    **dense("blocks/attn/k", _LAYER + "attention.self.key", "HK D -> D HK"),
+    **dense("blocks/attn/v", _LAYER + "attention.self.value", "HK D -> D HK"),
+    **dense("blocks/attn/out", _LAYER + "attention.output.dense", "D HK -> HK D"),
+    **norm("blocks/attn_norm", _LAYER + "attention.output.LayerNorm"),
+    **dense("blocks/mlp/up", _LAYER + "intermediate.dense", "F D -> D F"),
+    **dense("blocks/mlp/down", _LAYER + "output.dense", "D F -> F D"),
+    **norm("blocks/mlp_norm", _LAYER + "output.LayerNorm"),
+}
+HF_HEADS = {
+    "sequence": dense("head/pooler", "classifier.dense", "P D -> D P")
+    | dense("head/classifier", "classifier.out_proj", "C P -> P C"),
+    "token": dense("head/classifier", "classifier", "C D -> D C"),
+    "span": dense("head/classifier", "qa_outputs", "C D -> D C"),
+}
+HF_PREFIX = "roberta."
+HF_IGNORE = (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",)
+HF_OTHER = (r"lm_head\..*", r"qa_outputs\..*", r"classifier\..*", r"(roberta\.)?pooler\..*")
+HF_LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+HF_ARCHITECTURES = {
+    "sequence": "RobertaForSequenceClassification",
+    "token": "RobertaForTokenClassification",
+    "span": "RobertaForQuestionAnswering",
+}
+
+_FIELDS = {  # hub field -> ours
+    "vocab_size": "vocab",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "types",
+    "num_hidden_layers": "layers",
+    "hidden_size": "d_model",
+    "intermediate_size": "d_ff",
+    "num_attention_heads": "heads",
+    "hidden_act": "act",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "classifier_dropout": "classifier_dropout",
+    "layer_norm_eps": "eps",
+    "initializer_range": "init_std",
+    "pad_token_id": "pad_id",
+}
+# Fields that change numbers and that only one value is implemented for.
+_FIXED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+}
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> Config:
+    """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
+    given = read_fields(hf, _FIELDS, _FIXED)
+    if "positions" in given:
+        given["positions"] -= given.get("pad_id", Config.pad_id) + 1
+    return Config(**given)
+
+
+def config_to_hf(cfg: Config) -> dict[str, Any]:
+    """The config.json fields that transformers builds the same network from."""
+    values = dataclasses.asdict(cfg) | {"positions": cfg.positions + cfg.first_position}
+    return {name: values[ours] for name, ours in _FIELDS.items()}

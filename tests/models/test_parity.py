@@ -1,0 +1,188 @@
+"""Every family with every head against transformers, live: logits, loss, gradients by name, the trip there and back."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxft import build
+from jaxft.hf import load as hf_load
+from jaxft.hf import save as hf_save
+from jaxft.hf.layout import rows
+from jaxft.layers.loss import IGNORE, softmax_cross_entropy
+from jaxft.models import MODELS
+from jaxft.registry import lookup
+from tests import tiny
+
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+OUTPUTS = {"sequence": 5, "token": 5, "span": 2}
+LENGTHS, LENGTH = (36, 21, 5), 40
+CASES = [(name, head) for name in MODELS for head in lookup(MODELS, name, "model.name").HF_HEADS]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request, tmp_path_factory):
+    """A tiny random model of transformers with a head, a folder that it was saved to, and what jaxft makes of that."""
+    torch = pytest.importorskip("torch", reason="live parity needs torch")
+    import transformers
+
+    name, head = request.param
+    family = lookup(MODELS, name, "model.name")
+    # Unlike the default, so that an eps which is not read shows.
+    cfg = dataclasses.replace(family.TINY, **({"eps": 1e-3} if hasattr(family.TINY, "eps") else {}))
+    fields = {**family.config_to_hf(cfg), "num_labels": OUTPUTS[head], "attn_implementation": "eager"}
+    torch.manual_seed(0)
+    model = getattr(transformers, family.HF_ARCHITECTURES[head])(transformers.AutoConfig.for_model(name, **fields))
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in path.lower() and path.endswith("weight") else 0.0, 0.2)
+    folder = tmp_path_factory.mktemp(name)
+    model.eval().save_pretrained(folder)
+    net, params = load(family, folder, head)
+    return SimpleNamespace(family=family, head=head, model=model, folder=folder, net=net, params=params)
+
+
+def load(family, folder, head):
+    c = tiny.config()
+    net = build.network(
+        family,
+        family.config_from_hf(hf_load.read_config(folder)),
+        head=head,
+        outputs=OUTPUTS[head],
+        model=c.model,
+        rules=c.sharding,
+        mesh=tiny.mesh(data=1, fsdp=4, tensor=2),
+    )
+    params, said = build.parameters(net, folder, seed=0, reset_head=False)
+    assert not said
+    return net, params
+
+
+def texts(family):
+    """(ids, types) of one text and one pair and one short text; no id is that of padding."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(3, family.TINY.vocab, n).astype(np.int32) for n in LENGTHS]
+    kinds = min(family.TINY.types, 2)
+    return [(x, (np.arange(len(x)) > 9).astype(np.int32) * (kinds == 2 and row == 1)) for row, x in enumerate(ids)]
+
+
+def batch_of(packed, length=LENGTH, before=0):
+    """Rows of segments as the pipeline makes them, with `before` tokens of padding first."""
+    B, S = len(packed), max(map(len, packed))
+    batch = {key: np.zeros((B, length), np.int32) for key in ("ids", "type", "segment", "position")}
+    batch["first"] = np.zeros((B, S), np.int32)
+    for row, segments in enumerate(packed):
+        at = before
+        for slot, (ids, types) in enumerate(segments):
+            span = (row, slice(at, at + len(ids)))
+            batch["ids"][span], batch["type"][span], batch["segment"][span] = ids, types, slot + 1
+            batch["position"][span], batch["first"][row, slot] = np.arange(len(ids)), at
+            at += len(ids)
+    return batch
+
+
+def to_torch(case, batch):
+    import torch
+
+    mask_BL = batch["segment"] > 0
+    ids_BL = np.where(mask_BL, batch["ids"], case.net.cfg.pad_id)
+    inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": batch["type"]}
+    if not case.family.TINY.types:
+        del inputs["token_type_ids"]
+    return {name: torch.tensor(array.astype(np.int64)) for name, array in inputs.items()}
+
+
+def logits_of(output):
+    """One array [B, ..., C] of what transformers gives; start and end are two outputs of a token."""
+    import torch
+
+    return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
+
+
+def expected(case, batch):
+    import torch
+
+    with torch.no_grad():
+        return logits_of(case.model(**to_torch(case, batch))).numpy()
+
+
+def per_text(case, logits, batch):
+    """The logits of each text in order: [C] of a sequence head, [tokens, C] of one over tokens."""
+    if case.head == "sequence":
+        return [logits[row, slot] for row in range(len(logits)) for slot in range(batch["segment"][row].max())]
+    return [
+        logits[row][batch["segment"][row] == slot + 1]
+        for row in range(len(logits))
+        for slot in range(batch["segment"][row].max())
+    ]
+
+
+def test_logits_equal_those_of_transformers_alone_packed_and_padded_on_the_left(case):
+    forward, parts = jax.jit(case.net.forward), texts(case.family)
+    alone = batch_of([[part] for part in parts])
+    theirs = expected(case, alone)
+    theirs = per_text(case, theirs[:, None] if case.head == "sequence" else theirs, alone)
+    for batch in (alone, batch_of([parts[:1], parts[1:]]), batch_of([[part] for part in parts], before=4)):
+        ours = per_text(case, np.asarray(forward(case.params, batch)), batch)
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(a, b, **TOLERANCE)
+
+
+def labels_of(case, batch):
+    """Labels of every text or token, a few of them ignored."""
+    rng = np.random.default_rng(1)
+    shape = (len(LENGTHS),) if case.head == "sequence" else batch["ids"].shape
+    labels = rng.integers(0, OUTPUTS[case.head], shape).astype(np.int32)
+    return labels if case.head == "sequence" else np.where((batch["segment"] > 0) & (labels > 0), labels, IGNORE)
+
+
+def test_loss_and_gradients_equal_those_of_torch_by_name(case):
+    import torch
+
+    batch = batch_of([[part] for part in texts(case.family)])
+    labels = labels_of(case, batch)
+
+    def loss(params):
+        logits = case.net.forward(params, batch)
+        wanted = jnp.asarray(labels[:, None] if case.head == "sequence" else labels)
+        total, weight = softmax_cross_entropy(logits, wanted, jnp.ones(wanted.shape))
+        return total / weight
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(case.params)
+    case.model.zero_grad()
+    logits = logits_of(case.model(**to_torch(case, batch)))
+    theirs = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), torch.tensor(labels.reshape(-1)).long(), ignore_index=IGNORE
+    )
+    theirs.backward()
+    np.testing.assert_allclose(value, theirs.item(), **TOLERANCE)
+    flat, seen = hf_load.flatten(grads), set()
+    wanted = {name: parameter.grad for name, parameter in case.model.named_parameters()}
+    for path, row in rows(case.net.table).items():
+        for index, name in row.tensors(flat[path].shape):
+            found = row.layout.to_disk(np.asarray(flat[path])[index])
+            np.testing.assert_allclose(found, wanted[name].numpy(), **TOLERANCE, err_msg=name)
+            seen.add(name)
+    assert seen == set(wanted)
+
+
+def test_load_then_save_returns_every_tensor_bit_for_bit_and_opens_in_transformers(case, tmp_path):
+    import transformers
+
+    hf_save.save(tmp_path, case.params, case.net.table, dtype="float32")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, case.folder))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+    architecture = case.family.HF_ARCHITECTURES[case.head]
+    labels = {str(i): f"label {i}" for i in range(OUTPUTS[case.head])}
+    config = case.family.config_to_hf(case.net.cfg) | {"model_type": case.family.MODEL_TYPE, "id2label": labels}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
+    model = getattr(transformers, architecture).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    batch = batch_of([[part] for part in texts(case.family)])
+    again = SimpleNamespace(**{**vars(case), "model": model})
+    np.testing.assert_array_equal(expected(again, batch), expected(case, batch))
