@@ -173,6 +173,11 @@ def steps(duration: str, field: str, *, per_epoch: float, total: int | None = No
 
     `per_epoch` is steps per epoch, as a fraction. Raises UserError for anything else.
     """
+    return round(interval(duration, field, per_epoch=per_epoch, total=total))
+
+
+def interval(duration: str, field: str, *, per_epoch: float, total: int | None = None) -> float:
+    """As `steps`, but not rounded: for what comes back, such as "1 epoch" of 1,393.25 steps."""
     match = _DURATION.fullmatch(str(duration))
     if match is None:
         raise UserError(f'{field}={duration!r} is not a duration; write "500 steps", "2 epochs" or "25%"')
@@ -180,8 +185,13 @@ def steps(duration: str, field: str, *, per_epoch: float, total: int | None = No
     if unit == "%":
         if total is None:
             raise UserError(f'{field}={duration!r}: a percentage needs a whole; write "500 steps" or "2 epochs"')
-        return round(amount / 100 * total)
-    return round(amount * per_epoch) if unit.startswith("epoch") else round(amount)
+        return amount / 100 * total
+    return amount * per_epoch if unit.startswith("epoch") else round(amount)
+
+
+def is_due(step: int, every: float) -> bool:
+    """Whether one of every, 2 x every, ... falls on `step`, rounded: the last of whole epochs is the last step."""
+    return step == round(round(step / every) * every)
 
 
 def _check_durations(config: Config) -> None:

@@ -12,7 +12,7 @@ import jax
 
 from jaxft import build, inputs, memory, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
-from jaxft.config import Config, steps
+from jaxft.config import Config, interval, steps
 from jaxft.data import DATASETS
 from jaxft.hf import hub, tokenizer
 from jaxft.hf import load as hf_load
@@ -27,12 +27,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Cadence:
-    """The run in steps."""
+    """The run in steps. What comes back need not come back in whole steps: see config.is_due."""
 
     total: int
-    evaluate: int
-    checkpoint: int
-    log: int
+    evaluate: float
+    checkpoint: float
+    log: float
     warmup: int
 
 
@@ -127,15 +127,15 @@ class Run:
     def _cadence(self) -> Cadence:
         config = self.config
         per_epoch = self.inputs.plans["train"].rows / config.train.batch
-        count = functools.partial(steps, per_epoch=per_epoch)
+        count, every = (functools.partial(of, per_epoch=per_epoch) for of in (steps, interval))
         total = count(config.train.duration, "train.duration")
         if total < 1:
             raise UserError(f"train.duration={config.train.duration!r} is no whole step; an epoch has {per_epoch:.2f}")
         cadence = Cadence(
             total,
-            max(1, count(config.evaluate.every, "evaluate.every", total=total)),
-            max(1, count(config.checkpoint.every, "checkpoint.every", total=total)),
-            max(1, count(config.train.log_every, "train.log_every", total=total)),
+            max(1.0, every(config.evaluate.every, "evaluate.every", total=total)),
+            max(1.0, every(config.checkpoint.every, "checkpoint.every", total=total)),
+            max(1.0, every(config.train.log_every, "train.log_every", total=total)),
             count(config.schedule["warmup"], "schedule.warmup", total=total),
         )
         plan = self.inputs.plans["train"]

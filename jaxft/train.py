@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxft import finish, runfolder, scoring
-from jaxft.config import Config
+from jaxft.config import Config, is_due
 from jaxft.data import pipeline
 from jaxft.lock import RunLock
 from jaxft.registry import UserError
@@ -72,15 +72,15 @@ def loop(run: Run, writer: Writer) -> None:
         measure.add(step, sums)
         _attend_to_skipped(run, measure, writer)
         run.checkpoints.check()
-        if step % cadence.log == 0 or last:
+        if is_due(step, cadence.log) or last:
             writer.log(step, measure.flush(run.learning_rate(step - 1)))
         best = False
-        if step % cadence.evaluate == 0 or last:
+        if is_due(step, cadence.evaluate) or last:
             with measure.paused():
                 best = _evaluate(run, writer)
         asked = run.signals.number  # read once: it may come at any instant
         # Not in the middle of a streak: what blew up must not push out what was good.
-        due = step % cadence.checkpoint == 0 and not int(run.state.bad_streak)
+        due = is_due(step, cadence.checkpoint) and not int(run.state.bad_streak)
         if due or last or best or asked or _out_of_patience(run):
             with measure.paused():
                 _save(run, best)

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from configs.bert_cls import VARIANTS, get_config
-from jaxft.config import difference, parse, steps
+from jaxft.config import difference, interval, is_due, parse, steps
 from jaxft.registry import UserError
 
 
@@ -16,6 +16,15 @@ def raw():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_shipped_variant_parses(variant):
     parse(get_config(variant).to_dict())
+
+
+@pytest.mark.parametrize("per_epoch", [1.0, 1.4, 7.5, 1393.25])
+def test_what_comes_back_every_epoch_falls_on_the_last_step_of_whole_epochs_and_only_once_an_epoch(per_epoch):
+    every = interval("1 epoch", "x", per_epoch=per_epoch)
+    total = steps("6 epochs", "x", per_epoch=per_epoch)
+    due = [step for step in range(1, total + 1) if is_due(step, every)]
+    assert len(due) == 6 and due[-1] == total
+    assert all(abs(step - k * per_epoch) <= 0.5 for k, step in enumerate(due, 1))
 
 
 @pytest.mark.parametrize(
