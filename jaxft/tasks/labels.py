@@ -6,35 +6,45 @@ from typing import Any
 
 from jaxft.registry import BadRow, UserError, nearest
 
+UNLABELLED = "-100"  # how data sets of the hub mark what has no label; PyTorch's losses ignore it
+
 
 class Names:
     """Class names that labels of any type are read by; () where they are not known yet.
 
     Text is a name as it is; whole numbers and bools become text ("3", "True"). Where names are known and none of them
-    is a number, numbers are ids: 1 is the second name.
+    is a number, numbers are ids: 1 is the second name. So are bools, where no name is that of a bool.
     """
 
     def __init__(self, names: Sequence[str]):
         self.ids = {name: i for i, name in enumerate(names)}
         self.names = tuple(names)
         self._numbers_are_ids = bool(names) and not any(map(_is_whole, names))
+        self._bools_are_names = not names or not self.ids.keys().isdisjoint(("True", "False"))
 
     def name(self, value: Any) -> str:
-        """The name a label means, known or not. Raises BadRow for an empty one, a fraction and an id of nothing."""
+        """The name a label means, known or not. Raises BadRow for none, a fraction and an id of nothing."""
         if isinstance(value, str) and self._numbers_are_ids and _is_whole(value):
             value = int(value)
         if isinstance(value, str) and value.strip():
-            return value
+            return self._labelled(value)
         if value is None or isinstance(value, str):
             raise BadRow("label is empty")
-        if isinstance(value, bool) and not self.names:
+        if isinstance(value, bool) and self._bools_are_names:
             return str(value)
         number = _whole(value)
         if not self._numbers_are_ids:
-            return str(number)
+            return self._labelled(str(number))
         if not 0 <= number < len(self.names):
             raise BadRow(f"label is {number}, but classes have the ids 0 to {len(self.names) - 1}")
         return self.names[number]
+
+    def _labelled(self, name: str) -> str:
+        if name == UNLABELLED and name not in self.ids:
+            raise BadRow(
+                f"label is {UNLABELLED}, which marks a row without a label; name it in task.classes if it is one"
+            )
+        return name
 
     def id(self, value: Any) -> int:
         """Raises BadRow for a label that is no class."""

@@ -62,6 +62,33 @@ def test_numbers_stay_names_where_a_class_is_called_by_a_number():
         ids(task, 0)
 
 
+@pytest.mark.parametrize("classes", [("True", "False"), ("Abstain", "False", "True"), ("Yes", "True")])
+def test_a_bool_is_the_class_of_its_name_and_not_an_id(classes):
+    task = fit(*(name == "True" if name in ("True", "False") else name for name in classes), classes=classes)
+    assert ids(task, True, "True") == [classes.index("True")] * 2
+    if "False" in classes:
+        assert ids(task, False, "False") == [classes.index("False")] * 2
+    else:
+        with pytest.raises(BadRow, match="label 'False' is not one of the 2 classes"):
+            ids(task, False)
+
+
+def test_bools_among_other_labels_keep_their_meaning():
+    task = fit(True, False, "Abstain")
+    assert [task.classes[i] for i in ids(task, True, False, "Abstain")] == ["True", "False", "Abstain"]
+
+
+@pytest.mark.parametrize("mark", [-100, "-100", -100.0])
+def test_the_mark_of_an_unlabelled_row_is_no_class(mark):
+    task = fit(0, mark, 1)
+    assert task.classes == ("0", "1")
+    with pytest.raises(BadRow, match=r"label is -100, which marks a row without a label; name it in task\.classes"):
+        ids(task, mark)
+    with pytest.raises(UserError, match=r"test split has no usable label \(label is -100"):
+        Cls(**OPTIONS).fit({"train": labelled(0, 1), "test": labelled(mark, mark)}, {})
+    assert ids(fit(0, mark, classes=("-100", "0")), mark) == [0]
+
+
 def test_classes_of_the_config_win_and_decide_the_order():
     task = fit("neg", "pos", classes=("pos", "neg"))
     assert task.classes == ("pos", "neg") and ids(task, "pos") == [0]
