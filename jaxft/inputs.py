@@ -104,8 +104,6 @@ def prepare(config: Config, tokenizer_folder: Path, hf_folder: Path | None, say:
     caches, plans = {}, {}
     for name, split in dataset.splits.items():
         caches[name] = build_cache(task, encoder, split, config.input.length, config.input.on_bad)
-        if len(caches[name].lengths) == 0:
-            raise UserError(f"the {name} split has no usable row ({caches[name].counts})")
         plans[name] = make_plan(caches[name], config, name)
         counts, plan = caches[name].counts, plans[name]
         say(

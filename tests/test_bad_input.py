@@ -154,13 +154,22 @@ def rows(*lines: str | bytes) -> bytes:
 
 
 DATA = {  # train.jsonl, options, what the message says
-    "no JSON": (rows("{red}"), {}, ("1 of 3 rows cannot be used", "train.jsonl:3:", "JSON", 'on_bad="skip"')),
+    "no JSON": (
+        rows("{red}"),
+        {},
+        ("1 of 3 rows cannot be used", "train.jsonl:3:", "JSON", "--config.input.on_bad=skip"),
+    ),
     "no UTF-8": (rows(b'{"text": "\xff\xfe", "label": "red"}'), {}, ("train.jsonl:3:", "UTF-8")),
     "a label missing": (rows('{"text": "x"}'), {}, ("train.jsonl:3:", "label")),
     "an empty text": (rows('{"text": "", "label": "red"}'), {}, ("train.jsonl:3:", "'text' is empty")),
     "no such column": (rows(), {"task__text": "txt"}, ("task.text='txt'", "columns: text, label", '"text"?')),
     "no such label column": (rows(), {"task__label": "lable"}, ("task.label='lable'", 'did you mean "label"?')),
     "empty": (b"", {}, ("train.jsonl", "empty")),
+    "no row": (
+        b'[\n{"text": "x", "label": "red"},\n]\n',
+        {},
+        ("data.train='", "none of its 3 rows can be read", "train.jsonl:1: not JSON", "train.jsonl:3: not JSON"),
+    ),
     "one class": (rows().splitlines()[0] + b"\n", {}, ("task.label='label'", "a single class; two are the least")),
     "absent": (None, {}, ("does not exist", 'did you mean "train.json"?')),
 }
@@ -183,7 +192,7 @@ def test_labels_that_train_never_had_are_named_and_the_mended_file_runs_in_the_s
     says = ("'purple'", f"{validation}:17", "train")
     refused(tmp_path / "run", says=says, data__validation=validation)
     validation.write_text(good + "\tred\n")
-    says = (f"{validation}:17: 'text' is empty", 'on_bad="skip"')
+    says = (f"{validation}:17: 'text' is empty", "--config.input.on_bad=skip")
     refused(tmp_path / "run", says=says, data__validation=validation, tokenizer__vocab=100)
     assert (tmp_path / "run" / "tokenizer").exists()  # of 100 entries; not to be taken over
     validation.write_text(good)

@@ -7,8 +7,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from jaxft.data.opening import Table, open_table, sha256
-from jaxft.data.source import Dataset, Split, fingerprint
+from jaxft.data.opening import Table, check, open_table, sha256
+from jaxft.data.source import Dataset, Split, fingerprint, quoted
 from jaxft.registry import BadRow, UserError
 
 
@@ -21,14 +21,17 @@ def files(*, train: str, validation: str, test: str, holdout: float) -> Dataset:
     train, validation, test: paths; "" = no such split.
     holdout: share of the train rows, 0 <= holdout < 1, held out as validation where `validation` is "". Chosen by a
         hash of the row's content: equal rows stay together, and a row stays where it is when others come or go.
-    Raises UserError for a file that is missing, empty, of an unknown format or with a bad header. Single rows that
-    cannot be read are listed in `Split.bad`.
+    Raises UserError for a file that is missing, empty, of an unknown format, with a bad header or without a row that
+    can be read. Single rows that cannot are listed in `Split.bad`.
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.holdout={holdout} must be at least 0 and less than 1")
     given = {"train": train, "validation": validation, "test": test}
     if not any(given.values()):
         raise UserError("data.train, data.validation and data.test are all empty; set data.train to a file")
+    for split, path in given.items():
+        if path:
+            check(path, f"data.{split}")  # all of them, before the first is read: that may take minutes
     splits = {split: read_split(path, f"data.{split}") for split, path in given.items() if path}
     if holdout and not validation and "train" in splits:
         splits |= hold_out(splits["train"], holdout)
@@ -50,6 +53,11 @@ def read_split(path: str, field: str = "file") -> Split:
             numbers.append(number)
     if not starts and not bad:
         raise UserError(f"{field}={path!r} has no rows; give a file with at least one")
+    if not starts:
+        raise UserError(
+            f"{field}={path!r}: none of its {len(bad):,} rows can be read:\n{quoted(bad)}\n"
+            "mend them, or give the file the ending of its format"
+        )
     spans = np.stack([np.frombuffer(column, np.int64) for column in (starts, ends, numbers)])
     return _split(Rows(table, spans), sha256(path), path, bad)
 
@@ -60,7 +68,11 @@ def hold_out(train: Split, share: float) -> dict[str, Split]:
     assert isinstance(rows, Rows)
     held = np.fromiter((point(raw) < share for raw in rows.raw()), bool, len(rows))
     if held.all() or not held.any():
-        raise UserError(f"data.holdout={share} leaves {'train' if held.all() else 'validation'} without a row")
+        unread = f"; {len(train.bad):,} other rows cannot be read:\n{quoted(train.bad)}" if train.bad else ""
+        raise UserError(
+            f"data.holdout={share} of {len(rows):,} rows leaves {'train' if held.all() else 'validation'} without one; "
+            f"name a file as data.validation, or hold out another share{unread}"
+        )
     parts = {"train": Rows(rows.table, rows.spans[:, ~held]), "validation": Rows(rows.table, rows.spans[:, held])}
     path = train.where(0).rpartition(":")[0]
     identity = {name: fingerprint(file=train.fingerprint, holdout=share, side=name) for name in parts}

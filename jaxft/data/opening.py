@@ -30,13 +30,10 @@ def open_table(path: str, field: str) -> Table:
 
     Raises UserError when the file is missing, empty, of an unknown format, or has a bad header.
     """
-    name = Path(path).name.lower()
-    ending = name.removesuffix(".gz").rpartition(".")[2]
-    if ending not in FORMATS and ending != "parquet":
-        raise UserError(f"{field}={path!r}: the name must end in one of {ENDINGS}, or in one of these and .gz")
-    _check_file(path, field)
+    check(path, field)
+    ending = _ending(path)
     with open(path, "rb") as packed:
-        file = _unpacked(packed, path, field) if name.endswith(".gz") else packed
+        file = _unpacked(packed, path, field) if path.lower().endswith(".gz") else packed
         with file:
             if not os.fstat(file.fileno()).st_size:
                 raise UserError(f"{field}={path!r} is empty; give a file with at least one row")
@@ -55,7 +52,10 @@ def sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_file(path: str, field: str) -> None:
+def check(path: str, field: str) -> None:
+    """Raises UserError when the file is missing or of an unknown format; reads nothing."""
+    if _ending(path) not in (*FORMATS, "parquet"):
+        raise UserError(f"{field}={path!r}: the name must end in one of {ENDINGS}, or in one of these and .gz")
     if os.path.isfile(path):
         return
     folder = Path(path).absolute().parent
@@ -64,6 +64,10 @@ def _check_file(path: str, field: str) -> None:
     there = [entry.name for entry in folder.iterdir() if entry.is_file()]
     kind = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
     raise UserError(f"{field}={path!r} {kind}{nearest(Path(path).name, there)}")
+
+
+def _ending(path: str) -> str:
+    return Path(path).name.lower().removesuffix(".gz").rpartition(".")[2]
 
 
 def _unpacked(packed: BinaryIO, path: str, field: str) -> BinaryIO:

@@ -11,6 +11,8 @@ from typing import Any
 
 from jaxft.registry import BadRow
 
+SHOWN = 5  # bad rows quoted in a message
+
 
 @dataclass(frozen=True)
 class Split:
@@ -45,6 +47,11 @@ class Dataset:
 def fingerprint(**facts: Any) -> str:
     """A short hash of JSON-able facts, whatever their order."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def quoted(bad: Sequence[tuple[str, str]]) -> str:
+    """The first of (where, reason), a line each, for a message."""
+    return "\n".join(f"  {where}: {reason}" for where, reason in bad[:SHOWN])
 
 
 def plain(value: Any) -> Any:

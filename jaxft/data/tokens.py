@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from jaxft.data import cache_files
-from jaxft.data.source import Split, fingerprint
+from jaxft.data.source import Split, fingerprint, quoted
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
 from jaxft.registry import BadRow, UserError
 
 CODE_VERSION = 1  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
-SHOWN = 5  # bad rows quoted in an error
 
 Encode = Callable[[list[tuple[str, str | None]]], Sequence[Any]]  # of (ids, types, truncated)
 
@@ -86,8 +85,6 @@ def build(
     key: whatever else decides the content (tokenizer fingerprint, task, its options).
     on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
     """
-    if on_bad not in ("stop", "skip"):
-        raise UserError(f'on_bad={on_bad!r} is not known; use "stop" or "skip"')
     identity = fingerprint(source=split.fingerprint, code=CODE_VERSION, key=key)
     # Bad rows are kept by their place, so equal content in another place has a cache of its own.
     path = Path(folder) / fingerprint(identity=identity, place=split.place)
@@ -97,13 +94,12 @@ def build(
         cache = _load(path, identity)
         assert cache is not None, f"{path} was just written and verified"
     if cache.counts["bad"] and on_bad == "stop":
-        quoted = "\n".join(f"  {where}: {reason}" for where, reason in cache.bad[:SHOWN])
         raise UserError(
-            f"{cache.counts['bad']:,} of {cache.counts['rows']:,} rows cannot be used:\n{quoted}\n"
-            f'mend them, or leave them out with input.on_bad="skip" (all are listed in {path / "bad_rows.json"})'
+            f"{cache.counts['bad']:,} of {cache.counts['rows']:,} rows cannot be used:\n{quoted(cache.bad)}\n"
+            f"mend them, or leave them out with --config.input.on_bad=skip (listed in {path / 'bad_rows.json'})"
         )
     if not cache.counts["kept"]:
-        raise UserError(f"none of the {cache.counts['rows']:,} rows can be used; the first: {': '.join(cache.bad[0])}")
+        raise UserError(f"none of the {cache.counts['rows']:,} rows can be used:\n{quoted(cache.bad)}\nmend them")
     return cache
 
 

@@ -155,6 +155,33 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         files(train="", validation="", test="", holdout=0.0)
 
 
+def test_all_files_are_looked_for_before_any_is_read(tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n')
+    monkeypatch.setattr(files_module, "open_table", lambda path, field: pytest.fail(f"{field} is read"))
+    for split in ("validation", "test"):
+        given = {"validation": "", "test": "", split: str(tmp_path / "dev.jsonl")}
+        with pytest.raises(UserError, match=rf"data\.{split}=.* does not exist"):
+            files(train=str(tmp_path / "train.jsonl"), holdout=0.0, **given)
+        with pytest.raises(UserError, match=rf"data\.{split}=.* must end in one of"):
+            files(train=str(tmp_path / "train.jsonl"), holdout=0.0, **given | {split: "dev.doc"})
+
+
+@pytest.mark.parametrize(("good", "holdout"), [(0, 0.0), (0, 0.5), (1, 0.5)])
+def test_a_json_array_is_no_jsonl_and_its_first_lines_say_so(tmp_path, good, holdout):
+    path = tmp_path / "x.jsonl"
+    rows = [json.dumps({"text": str(i), "label": "a"}) for i in range(9)]
+    path.write_text("\n".join(["[", *(f"{row}," for row in rows), *rows[:good], "]"]))
+    with pytest.raises(UserError) as caught:
+        files(train=str(path), validation="", test="", holdout=holdout)
+    first, *quoted, fix = str(caught.value).splitlines()
+    if good:
+        assert "data.holdout=0.5 of 1 rows leaves" in first and "; 11 other rows cannot be read:" in first
+        quoted.append(fix)
+    else:
+        assert first == f"data.train={str(path)!r}: none of its 11 rows can be read:"
+    assert [line.partition(": not JSON (")[0] for line in quoted] == [f"  {path}:{i}" for i in range(1, 6)]
+
+
 @pytest.mark.parametrize("name", ["jsonl", "csv", "parquet"])
 def test_holdout_is_a_stable_partition_by_content(tmp_path, name):
     rows = [{"text": f"text {i % 700}", "label": str(i % 700 % 3)} for i in range(1000)]

@@ -124,8 +124,6 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_reported(tmp_path):
     assert len(json.loads((Path(cache.folder) / "bad_rows.json").read_text())) == 3
     with pytest.raises(UserError, match="3 of 5"):  # from the cache as well
         build(rows, tmp_path, bad=unreadable)
-    with pytest.raises(UserError, match="on_bad"):
-        build(rows, tmp_path, on_bad="ignore")
 
 
 def test_no_usable_row_is_an_error(tmp_path):
