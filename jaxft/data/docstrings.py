@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft.cache import private_dir
-from jaxft.data import docstring_reader
+from jaxft.data import cache_files, docstring_reader
 from jaxft.data.source import Dataset
 from jaxft.registry import UserError
 
@@ -213,9 +212,8 @@ def _prepare(root: Path, config: str, versions: dict[str, str]) -> None:
     import tensorflow_datasets as tfds
 
     print(f"jaxft: reading the docstrings of {len(LIBRARIES)} libraries (once; kept in {root})", file=sys.stderr)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as aside:
-        built = make_builder(Path(aside), config, versions)
+    with cache_files.building(root) as aside:
+        built = make_builder(aside, config, versions)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would name the folder that is about to be renamed
             built.download_and_prepare()

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,9 +148,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
 
 
 def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: Encode, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
-    try:
+    with cache_files.building(path.parent) as aside:
         # The tokenizer releases the interpreter: while it works on one chunk, the next is read and the last written.
         with TokenWriter(aside, split) as writer, ThreadPoolExecutor(1) as pool:
             waiting = None
@@ -169,8 +166,6 @@ def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: En
         except OSError:
             if not path.exists():
                 raise  # otherwise another process built the same meanwhile
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _chunks(split: Split, example: Callable[[Mapping[str, Any]], Any], writer: TokenWriter) -> Iterator[Chunk]:
