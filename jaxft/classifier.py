@@ -58,9 +58,13 @@ class Classifier:
         self.where = sharding.batch_sharding(mesh, RULES)
         self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
 
-    def logits(self, examples: Sequence[Any]) -> np.ndarray:
-        """float32 [n, C], in the order of `examples`."""
+    def logits(self, examples: Sequence[Any], places: Sequence[str]) -> np.ndarray:
+        """float32 [n, C], in the order of `examples`, which stand at `places` ("x.jsonl:17").
+
+        Raises UserError with the place of a token that the model has no embedding of.
+        """
         held = tokens.in_memory(examples, lambda texts: self.encoder.encode(texts, self.length))
+        held.check_ids(self.net.cfg.vocab, self.net.cfg.types, places.__getitem__)
         plan = pack.plan(held.lengths, row_length=self.length, max_segments=max(1, self.length // 8), seed=0)
         out = np.zeros((len(examples), self.task.outputs), np.float32)
         for batch in pipeline.eval_batches(held, plan, batch=self.rows, row_length=self.length, process=0, processes=1):
@@ -69,10 +73,10 @@ class Classifier:
             out[batch["example"][real_BS]] = logits_BSC[real_BS]
         return out
 
-    def score(self, examples: Sequence[Any], meter: Any) -> None:
+    def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
         """Adds labelled examples to a meter of the task."""
-        logits_XC = self.logits(examples)
-        label_X = tokens.label_array([example.label for example in examples], "the first example")
+        logits_XC = self.logits(examples, places)
+        label_X = tokens.label_array([example.label for example in examples], places[0])
         batch = {"label": label_X[None], "weight": np.ones((1, len(examples)), np.float32)}
         total, weight = self.task.loss(logits_XC[None], batch)["loss"]
         meter.add(logits_XC, label_X, float(total), float(weight))

@@ -2,14 +2,19 @@
 
 import argparse
 import json
+import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxft import cli
+from jaxft.data.source import quoted
 from jaxft.registry import BadRow, UserError, call
 
 CHUNK = 4096  # rows held at a time
+# A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
+TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<test>.+)")
 
 
 def main() -> None:
@@ -32,30 +37,26 @@ def _arguments() -> argparse.Namespace:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Prints the report. Raises UserError for missing columns, unknown labels and bad rows."""
+    """Prints the report. Raises UserError for missing columns and, before anything is scored, for bad rows."""
     if arguments.output:
         cli.check_output(Path(arguments.output))
     data, name = _data(arguments)
     split = data.splits[name]
     classifier = cli.classifier(arguments)
-    classifier.task.check_columns({name: split})
+    classifier.task.check_columns({name: split}, option="--")
     by_name = _by_name(classifier.task, data.label_names)
-    meter, bad = classifier.task.meter(), []
-    examples: list[Any] = []
-    for i in range(len(split.rows)):
-        try:
-            examples.append(classifier.task.example(by_name(split.rows[i])))
-        except BadRow as reason:
-            bad.append((split.where(i), str(reason)))
-        if len(examples) == CHUNK:
-            classifier.score(examples, meter)
-            examples = []
-    bad += list(split.bad)
-    if bad and arguments.on_bad == "stop":
-        listed = "\n".join(f"  {where}: {reason}" for where, reason in bad[:5])
-        raise UserError(f"{len(bad):,} rows cannot be used:\n{listed}\nmend them, or pass --on_bad=skip")
-    if examples:
-        classifier.score(examples, meter)
+
+    def example(i: int) -> Any:
+        return classifier.task.example(by_name(split.rows[i]))
+
+    usable, bad = _sifted(split, example)
+    if bad and (arguments.on_bad == "stop" or not len(usable)):
+        fix = "mend them, or pass --on_bad=skip" if len(usable) else "mend them, or name another column with --label"
+        raise UserError(f"{len(bad):,} of {len(usable) + len(bad):,} rows cannot be used:\n{quoted(bad)}\n{fix}")
+    meter = classifier.task.meter()
+    for start in range(0, len(usable), CHUNK):
+        chunk = usable[start : start + CHUNK]
+        classifier.score([example(i) for i in chunk], [split.where(i) for i in chunk], meter)
     if bad:
         cli.say(f"{len(bad):,} rows left out")
     cli.say(meter.table())
@@ -66,17 +67,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
     """(data set, name of the split to score): what --data names, or the run's own data."""
-    from jaxft.data import DATASETS
+    from jaxft.data import DATASETS, files
+    from jaxft.data.source import Dataset
 
     if arguments.data.startswith("tfds:"):
-        _, builder, name = [*arguments.data.split(":"), "", ""][:3]
-        if not name:
+        parts = TFDS.fullmatch(arguments.data)
+        if not parts:
             raise UserError(f"--data={arguments.data}: write tfds:BUILDER:SPLIT, such as tfds:glue/sst2:validation")
-        section = {"name": "tfds", "builder": builder, "data_dir": "", "train": "", "validation": "", "test": name}
+        section = {"name": "tfds", "data_dir": "", "train": "", "validation": "", "test": "", **parts.groupdict()}
         return call(DATASETS, section, "data"), "test"
     if arguments.data:
-        section = {"name": "files", "train": "", "validation": "", "test": arguments.data, "holdout": 0.0}
-        return call(DATASETS, section, "data"), "test"
+        return Dataset("files", {"data": files.read_split(arguments.data, "--data")}, {}), "data"
     if not arguments.run:
         raise UserError("--data is missing: a file of labelled rows, or tfds:BUILDER:SPLIT")
     from jaxft.runfolder import RunFolder, read_json
@@ -86,6 +87,19 @@ def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
     if wanted not in data.splits:
         raise UserError(f"--split={wanted}: the run's data have: {', '.join(data.splits)}")
     return data, wanted
+
+
+def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], list[tuple[str, str]]]:
+    """(indices of the rows that `example` takes, where and why of the others): cheap beside the scoring of one."""
+    usable, bad = array("q"), list(split.bad)
+    for i in range(len(split.rows)):
+        try:
+            example(i)
+        except BadRow as reason:
+            bad.append((split.where(i), str(reason)))
+        else:
+            usable.append(i)
+    return usable, bad
 
 
 def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:

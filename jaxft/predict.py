@@ -44,21 +44,21 @@ def predict(arguments: argparse.Namespace) -> None:
     if first is None:
         raise UserError(f"--input={source} has no rows")
     classifier = cli.classifier(arguments)
-    count = errors = 0
+    count = labelled = 0
     aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
         with aside.open("w", encoding="utf-8") as out:
             for chunk in _chunks(itertools.chain([first], rows)):
-                for record in _label(chunk, classifier, arguments.on_bad):
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
-                    count += 1
-                    errors += "error" in record
+                if not count:
+                    _check_columns(chunk, classifier.task)
+                records, good = _label(chunk, classifier, arguments.on_bad)
+                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+                count, labelled = count + len(records), labelled + good
         os.replace(aside, output)
     finally:
         aside.unlink(missing_ok=True)
-    cli.say(
-        f"{count - errors:,} rows labelled" + (f", {errors:,} rows with an error" if errors else "") + f": {output}"
-    )
+    errors = f", {count - labelled:,} rows with an error" if count > labelled else ""
+    cli.say(f"{labelled:,} rows labelled{errors}: {output}")
 
 
 def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
@@ -66,9 +66,18 @@ def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> list[dict[str, Any]]:
-    """One record a row, in order: the row with its prediction, or with an error."""
-    examples, records, places = [], [], []
+def _check_columns(chunk: list[tuple[str, Any]], task: Any) -> None:
+    """Raises UserError where no row that can be read has the column of a text."""
+    from jaxft.data.source import Split
+
+    rows = [row for _, row in chunk if not isinstance(row, BadRow)]
+    if rows:
+        task.check_columns({"input": Split(rows, "", str)}, labelled=False, option="--")
+
+
+def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[list[dict[str, Any]], int]:
+    """One record a row, in order, the row with its prediction or an error; and how many have a prediction."""
+    examples, records, places, wheres = [], [], [], []
     for where, row in chunk:
         try:
             if isinstance(row, BadRow):
@@ -80,13 +89,14 @@ def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> list[d
             records.append({"error": f"{where}: {reason}"})
             continue
         places.append(len(records))
+        wheres.append(where)
         records.append(dict(row))
         examples.append(example)
     if examples:
-        predictions = classifier.task.predictions(classifier.logits(examples))
+        predictions = classifier.task.predictions(classifier.logits(examples, wheres))
         for place, prediction in zip(places, predictions, strict=True):
             records[place] |= {f"predicted_{name}": value for name, value in prediction.items()}
-    return records
+    return records, len(examples)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class Run:
         sizes = {"vocab": encoder.vocab_size, "pad_id": encoder.pad_id}
         self.net = self._network(self.task.head, self.task.outputs, hf_folder, **sizes)
         tokenizer.check_vocab(encoder, self.net.cfg.vocab)
+        for name, held in self.inputs.caches.items():
+            held.check_ids(self.net.cfg.vocab, self.net.cfg.types, self.inputs.splits[name].where)
         for text in self.net.unsharded:
             say(f"not sharded, does not divide: {text}")
         self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)

@@ -230,6 +230,17 @@ def bigger_tokenizer(hub):
     (hub / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
+def template(hub, special):
+    """The tokenizer's post-processor puts a token of `special` (ids, type) in front."""
+    tokenizer = json.loads((hub / "tokenizer.json").read_text())
+    ids, kind = special
+    pieces = [{"SpecialToken": {"id": "X", "type_id": kind}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    given = {"X": {"id": "X", "ids": ids, "tokens": ["X"] * len(ids)}}
+    both = [*pieces, {"Sequence": {"id": "B", "type_id": 0}}]
+    tokenizer["post_processor"] = dict(type="TemplateProcessing", single=pieces, pair=both, special_tokens=given)
+    (hub / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def only_a_pickle(hub):
     (hub / "model.safetensors").rename(hub / "pytorch_model.bin")
 
@@ -251,6 +262,14 @@ HUB = {
     "an unsupported config field": (lambda hub: set_config(hub, is_decoder=True), ("is_decoder",)),
     "another family": (lambda hub: set_config(hub, model_type="mamba"), ("mamba", "model.name")),
     "code of its own": (lambda hub: set_config(hub, auto_map={"AutoModel": "x.Y"}), ("auto_map",)),
+    "a post-processor with an id of its own": (
+        lambda hub: template(hub, ([4321], 0)),
+        ("train.tsv:2 has a token of id 4321, but the embedding of ids has",),
+    ),
+    "a post-processor with a type of its own": (
+        lambda hub: template(hub, ([2], 2)),
+        ("train.tsv:2 has a token of type 2, but the embedding of types has 2 rows",),
+    ),
     "a tokenizer larger than the embedding": (bigger_tokenizer, ("tokenizer has", "embedding", "rows")),
 }
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxft import evaluate as evaluate_module
 from jaxft import predict as predict_module
+from jaxft.classifier import Classifier
 from jaxft.registry import UserError
 from tests.program import snapshot
 from tests.verbs_run import LENGTH, here, program, read_rows, reviews, train, transformers_logits, write_rows
@@ -267,6 +270,34 @@ def test_a_bad_row_stops_by_name_or_gets_an_error_in_its_place(run, tmp_path):
     assert [row.get("error", "").split(": ")[0][-9:] for row in predicted[1:4]] == [f"x.jsonl:{i}"[-9:] for i in "234"]
 
 
+def test_a_column_called_error_is_no_failure(run, tmp_path, capsys):
+    source = write_rows(tmp_path / "x.jsonl", [{"text": "a fine film", "error": 3}, {"text": "", "error": 4}])
+    predicted = predict(run, source, tmp_path / "out.jsonl", "--on_bad=skip")
+    assert predicted[0]["error"] == 3 and "predicted_label" in predicted[0]
+    assert "1 rows labelled, 1 rows with an error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_a_text_column_that_no_row_has_is_named_with_those_there_are(run, tmp_path, on_bad):
+    source = write_rows(tmp_path / "x.jsonl", [{"review": "a fine film", "texts": "x"}] * 3)
+    with pytest.raises(UserError, match=r'--text=\'text\': .* columns: review, texts; did you mean "texts"'):
+        predict(run, source, tmp_path / "out.jsonl", f"--on_bad={on_bad}")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("verb", ["predict", "evaluate"])
+def test_a_token_without_an_embedding_is_named_with_its_row(run, data, tmp_path, verb):
+    """The tokenizer's post-processor has an id of its own, which no vocabulary lists."""
+    shutil.copytree(run / "hf", tmp_path / "hf")
+    tokenizer = json.loads((run / "hf" / "tokenizer.json").read_text())
+    tokenizer["post_processor"]["special_tokens"]["[SEP]"]["ids"] = [999]
+    (tmp_path / "hf" / "tokenizer.json").write_text(json.dumps(tokenizer))
+    rows = data / "test.jsonl"
+    given = {"predict": (f"--input={rows}", f"--output={tmp_path / 'out'}"), "evaluate": (f"--data={rows}",)}[verb]
+    with pytest.raises(UserError, match=r"test.jsonl:1 has a token of id 999, but the embedding of ids has"):
+        here(verb, f"--hf={tmp_path / 'hf'}", *given)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -335,13 +366,32 @@ def test_a_label_that_the_model_does_not_know_is_named(run, tmp_path, capsys):
     [
         (("--split=dev",), "--split=dev: the run's data have: train, validation, test"),
         (("--data=tfds:glue",), "write tfds:BUILDER:SPLIT"),
-        (("--label=stars",), "task.label='stars': .* has no such column"),
+        (("--label=stars",), "--label='stars': .* has no such column"),
+        (("--data=tfds:glue:1.0.0",), "write tfds:BUILDER:SPLIT"),
         (("--output=no/where.json",), "the folder no does not exist"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_message(run, flags, message):
     with pytest.raises(UserError, match=message):
         here("evaluate", f"--run={run}", *flags)
+
+
+def test_bad_rows_stop_before_anything_is_scored(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Classifier, "score", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr(evaluate_module, "CHUNK", 2)
+    source = write_rows(tmp_path / "x.jsonl", [*reviews(4, 0), {"text": "so so", "label": "so"}, {"text": ""}])
+    source.write_text(source.read_text() + "{\n")
+    with pytest.raises(UserError) as error:
+        here("evaluate", f"--run={run}", f"--data={source}")
+    first, *lines, last = str(error.value).splitlines()
+    assert first == "3 of 7 rows cannot be used:" and last == "mend them, or pass --on_bad=skip"
+    assert {line.split(": ")[0] for line in lines} == {f"  {source}:{i}" for i in (5, 6, 7)}
+
+
+def test_not_one_usable_row_is_one_message_also_where_bad_rows_are_skipped(run, tmp_path):
+    source = write_rows(tmp_path / "x.jsonl", [{"text": "so so", "label": "so"}] * 3)
+    with pytest.raises(UserError, match=r"(?s)3 of 3 rows cannot be used:.*x\.jsonl:1: label 'so' is not.*--label"):
+        here("evaluate", f"--run={run}", f"--data={source}", "--on_bad=skip")
 
 
 @pytest.fixture
@@ -374,3 +424,6 @@ def test_a_tfds_split_is_scored_by_the_names_of_its_classes(run, prepared, tmp_p
     here("evaluate", f"--run={run}", "--data=tfds:film_reviews:test", f"--output={tmp_path / 'scores.json'}")
     scores, report = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", run / "report.json"))
     assert scores["accuracy"] == report["accuracy"], "the same rows"
+    for split, rows in (("1.0.0:test", 60), ("1.*.*:test[:50%]", 30), ("test[:10%]", 6)):
+        here("evaluate", f"--run={run}", f"--data=tfds:film_reviews:{split}", f"--output={tmp_path / 'scores.json'}")
+        assert json.loads((tmp_path / "scores.json").read_text())["details"]["examples"] == rows, split

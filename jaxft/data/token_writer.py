@@ -81,7 +81,7 @@ class TokenWriter:
         self._lengths: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
-        self._max_id = 0
+        self._max_id = self._max_type = 0
         self._bad = list(split.bad[:REPORTED])
         self._counts = {"rows": len(split.rows) + len(split.bad), "kept": 0, "bad": len(split.bad)}
         self._counts |= {"truncated": 0, "empty": 0}
@@ -100,7 +100,7 @@ class TokenWriter:
             self._bad.append((where, reason))
 
     def add(self, chunk: Chunk, encoded: Sequence[tuple[Sequence[int], Sequence[int], bool]]) -> None:
-        """Raises UserError for a negative id, or for labels of another kind than those before."""
+        """Raises UserError for an id or type that no tokenizer has, or for labels of another kind than those before."""
         lengths = np.fromiter((len(ids) for ids, _, _ in encoded), np.int64, len(encoded))
         kept = range(len(chunk.rows))
         if not lengths.all():
@@ -109,12 +109,15 @@ class TokenWriter:
             kept = np.flatnonzero(lengths).tolist()
             encoded, lengths = [encoded[i] for i in kept], lengths[lengths > 0]
         ids, types = flatten(encoded)
-        if ids.min(initial=0) < 0:
-            row = chunk.rows[kept[int(np.searchsorted(np.cumsum(lengths), int(np.argmin(ids)), side="right"))]]
-            raise UserError(f"{self._split.where(row)} has token id {ids.min()}; the tokenizer is broken")
+        self._max_id = max(self._max_id, int(ids.max(initial=0)))
+        self._max_type = max(self._max_type, int(types.max(initial=0)))
+        if ids.min(initial=0) < 0 or self._max_type > 255:
+            token = int(np.argmax((ids < 0) | (types > 255)))
+            row = chunk.rows[kept[int(np.searchsorted(np.cumsum(lengths), token, side="right"))]]
+            what = f"a token of id {ids[token]} and type {types[token]}"
+            raise UserError(f"{self._split.where(row)} has {what}; the tokenizer is broken")
         self._ids.write(ids.astype(np.uint32).data)
         self._types.write(types.astype(np.uint8).data)
-        self._max_id = max(self._max_id, int(ids.max(initial=0)))
         self._lengths.append(lengths)
         self._rows.append(np.array([chunk.rows[i] for i in kept], np.int64))
         self._labels.append(label_array([chunk.labels[i] for i in kept], self._split.where(chunk.rows[0])))
@@ -132,7 +135,12 @@ class TokenWriter:
         np.save(self._folder / "offsets.npy", np.cumsum(lengths))
         np.save(self._folder / "row.npy", np.concatenate([np.zeros(0, np.int64), *self._rows]))
         np.save(self._folder / "labels.npy", self._joined_labels())
-        report = {"counts": self._counts, "max_id": self._max_id, "id_dtype": np.dtype(dtype).name}
+        report = {
+            "counts": self._counts,
+            "max_id": self._max_id,
+            "max_type": self._max_type,
+            "id_dtype": np.dtype(dtype).name,
+        }
         (self._folder / "report.json").write_text(json.dumps(report, indent=1))
         (self._folder / "bad_rows.json").write_text(json.dumps(self._bad, indent=1, ensure_ascii=False))
 

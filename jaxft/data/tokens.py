@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxft.data.source import Split, fingerprint, quoted
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
 from jaxft.registry import BadRow, UserError
 
-CODE_VERSION = 1  # raise it when the same input gives other tokens or another layout
+CODE_VERSION = 2  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
 
 Encode = Callable[[list[tuple[str, str | None]]], Sequence[Any]]  # of (ids, types, truncated)
@@ -34,9 +35,9 @@ class TokenCache:
 
     ids: uint16 or uint32 [tokens], types: uint8 [tokens] (token types), both memory-mapped; offsets: int64 [X + 1];
     labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none; row: int64 [X], index in the
-    split. counts: rows, kept, bad, truncated, empty (texts). max_id: largest token id. bad: (where, reason) of the
-    first bad rows; all of them up to a thousand are in bad_rows.json of `folder`. fingerprint: what the cache depends
-    on, hashed. A cache that is not kept (`in_memory`) has no folder and no fingerprint.
+    split. counts: rows, kept, bad, truncated, empty (texts). max_id, max_type: largest token id and type. bad: (where,
+    reason) of the first bad rows; all of them up to a thousand are in bad_rows.json of `folder`. fingerprint: what the
+    tokens depend on, hashed. A cache that is not kept (`in_memory`) has no folder and no fingerprint.
     """
 
     folder: Path | None
@@ -47,6 +48,7 @@ class TokenCache:
     row: np.ndarray
     counts: dict[str, int]
     max_id: int
+    max_type: int
     bad: tuple[tuple[str, str], ...]
     fingerprint: str
 
@@ -55,16 +57,28 @@ class TokenCache:
         """Tokens of each example, int64 [X]."""
         return np.diff(self.offsets)
 
-    def check_ids(self, vocab: int, where: Callable[[int], str]) -> None:
-        """Raises UserError with the row when a token id has no embedding; `where` is the split's."""
-        if self.max_id < vocab:
-            return
-        token = int(np.argmax(np.asarray(self.ids) >= vocab))
-        example = int(np.searchsorted(self.offsets, token, side="right")) - 1
-        raise UserError(
-            f"{where(int(self.row[example]))} has token id {self.ids[token]}, but the embedding has {vocab} rows: "
-            f"the tokenizer does not belong to the model; set tokenizer.name to the one it was trained with"
-        )
+    def check_ids(self, vocab: int, types: int, where: Callable[[int], str]) -> None:
+        """Raises UserError with the row when a token id or type has no embedding; `where` is the split's.
+
+        On an accelerator such a look-up would silently return another row.
+        """
+        for what, largest, of_tokens, rows, fix in (
+            ("id", self.max_id, self.ids, vocab, "the tokenizer does not belong to the model; use the model's own"),
+            (
+                "type",
+                self.max_type,
+                self.types,
+                types,
+                "the model was not made for pairs of texts; give it single ones",
+            ),
+        ):
+            if largest >= rows:
+                token = int(np.argmax(np.asarray(of_tokens) >= rows))
+                example = int(np.searchsorted(self.offsets, token, side="right")) - 1
+                raise UserError(
+                    f"{where(int(self.row[example]))} has a token of {what} {of_tokens[token]}, but the embedding "
+                    f"of {what}s has {rows} rows: {fix}"
+                )
 
 
 def build(
@@ -85,8 +99,9 @@ def build(
     on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
     """
     identity = fingerprint(source=split.fingerprint, code=CODE_VERSION, key=key)
-    # Bad rows are kept by their place, so equal content in another place has a cache of its own.
-    path = Path(folder) / fingerprint(identity=identity, place=split.place)
+    # Bad rows are kept by their place, so equal content in another place has a cache of its own. Another release of the
+    # tokenizers may read the same file otherwise: so it has one, too, but may go on with a run.
+    path = Path(folder) / fingerprint(identity=identity, place=split.place, tokenizers=version("tokenizers"))
     cache = _load(path, identity)
     if cache is None:
         _write(split, example, encode, path)
@@ -110,13 +125,14 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
     truncated = sum(bool(one[2]) for one in encoded)
     return TokenCache(
         folder=None,
-        ids=ids.astype(np.uint32),
-        types=types.astype(np.uint8),
+        ids=ids,
+        types=types,
         offsets=offsets,
         labels=label_array([example.label for example in examples], "the first example"),
         row=np.arange(len(encoded)),
         counts={"rows": len(encoded), "kept": len(encoded), "bad": 0, "truncated": truncated, "empty": 0},
         max_id=int(ids.max(initial=0)),
+        max_type=int(types.max(initial=0)),
         bad=(),
         fingerprint="",
     )
@@ -142,6 +158,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
         row=np.load(path / "row.npy"),
         counts=report["counts"],
         max_id=report["max_id"],
+        max_type=report["max_type"],
         bad=tuple((where, reason) for where, reason in bad),
         fingerprint=identity,
     )

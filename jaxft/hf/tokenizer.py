@@ -37,8 +37,8 @@ SPECIAL = {
 class Encoded(NamedTuple):
     """One text or pair: token ids, token types (0 first text, 1 second), and whether it was cut to fit."""
 
-    ids: np.ndarray  # int32 [length]
-    types: np.ndarray  # uint8 [length]
+    ids: np.ndarray  # uint32 [length], as the tokenizer has them
+    types: np.ndarray  # uint32 [length]
     truncated: bool
 
 
@@ -68,8 +68,8 @@ class TextEncoder:
         encodings = self.tokenizer.encode_batch_fast([text if pair is None else (text, pair) for text, pair in texts])
         return [
             Encoded(
-                np.array(one.ids, np.int32),
-                np.array(one.type_ids, np.uint8),
+                np.array(one.ids, np.uint32),
+                np.array(one.type_ids, np.uint32),
                 # `overflowing` copies what was cut off: asked for only where something may have been.
                 len(one.ids) == max_length and bool(one.overflowing),
             )

@@ -53,18 +53,21 @@ class TextTask:
             raise BadRow(f"{column!r} is empty")
         return value
 
-    def check_columns(self, splits: Splits, *, labelled: bool = True) -> None:
-        """Raises UserError for an empty split, and for a column that its first rows do not have."""
+    def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
+        """Raises UserError for an empty split, and for a column that its first rows do not have.
+
+        `option` is what the names of the columns' options begin with where the user sets them.
+        """
         wanted = [("text", self.text)] + [("pair", self.pair)] * bool(self.pair)
         wanted += [("label", column) for column in self.label_columns] * labelled
         for name, split in splits.items():
             if not len(split.rows):
                 raise UserError(f"the {name} split is empty; check data.{name}, or leave it out")
             known = _columns(split)
-            for option, column in wanted:
+            for which, column in wanted:
                 if known and column not in known:
                     raise UserError(
-                        f"task.{option}={column!r}: the {name} split has no such column; "
+                        f"{option}{which}={column!r}: the {name} split has no such column; "
                         f"columns: {', '.join(known)}{nearest(column, known)}"
                     )
 

@@ -145,6 +145,14 @@ def test_a_cache_is_built_once_for_each_key(tmp_path):
     assert set(tmp_path.iterdir()) == {first.folder, other.folder}
 
 
+def test_another_release_of_the_tokenizers_reads_the_texts_anew_and_goes_on_with_a_run(tmp_path, monkeypatch):
+    first = build(numbered(10), tmp_path)
+    monkeypatch.setattr(tokens, "version", {"tokenizers": "99.0"}.__getitem__)
+    calls = []
+    other = build(numbered(10), tmp_path, encode=lambda texts: encode(texts, calls))
+    assert calls == [10] and other.folder != first.folder and other.fingerprint == first.fingerprint
+
+
 @pytest.mark.parametrize("name", ["ids.bin", "labels.npy", "report.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
 def test_a_damaged_cache_is_said_aloud_and_rebuilt(tmp_path, capsys, name, harm):
@@ -185,14 +193,29 @@ def test_a_build_that_fails_leaves_nothing(tmp_path):
 
 def test_ids_without_an_embedding_are_named(tmp_path):
     cache = build([{"text": "w1", "label": 0}, {"text": "w2 w30 w4", "label": 0}], tmp_path)
-    cache.check_ids(31, split_of([]).where)
-    with pytest.raises(UserError, match=r"x.jsonl:2 has token id 30, but the embedding has 30 rows"):
-        cache.check_ids(30, split_of([]).where)
+    cache.check_ids(31, 1, split_of([]).where)
+    with pytest.raises(
+        UserError, match=r"x.jsonl:2 has a token of id 30, but the embedding of ids has 30 rows: the tokenizer does"
+    ):
+        cache.check_ids(30, 1, split_of([]).where)
 
 
-def test_negative_ids_are_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"x\.jsonl:2 has token id -4"):
+@pytest.mark.parametrize("kept", [True, False])
+def test_token_types_without_an_embedding_are_named(tmp_path, kept):
+    rows = [{"text": "w1", "label": 0}, {"text": "w2 w30", "label": 0, "pair": "w5"}]
+    cache = build(rows, tmp_path) if kept else tokens.in_memory([example(row) for row in rows], encode)
+    cache.check_ids(31, 2, split_of([]).where)
+    with pytest.raises(
+        UserError, match=r"x.jsonl:2 has a token of type 1, but the embedding of types has 1 rows: .* single ones"
+    ):
+        cache.check_ids(31, 1, split_of([]).where)
+
+
+def test_ids_and_types_that_no_tokenizer_has_are_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"x\.jsonl:2 has a token of id -4 and type 0"):
         build([{"text": "w1", "label": 0}, {"text": "w2 w-4", "label": 0}], tmp_path)
+    with pytest.raises(UserError, match=r"x\.jsonl:1 has a token of id 7 and type 256"):
+        build([{"text": "w7", "label": 0}], tmp_path, encode=lambda texts: [([7], [256], False) for _ in texts])
 
 
 def test_a_cache_in_memory_is_the_same(tmp_path):

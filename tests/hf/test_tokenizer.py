@@ -56,9 +56,9 @@ def test_transformers_gives_the_same_ids_types_and_truncation(tmp_path, lowercas
     assert theirs.pad_token_id == encoder.pad_id and theirs.mask_token == "[MASK]"
 
 
-def test_ids_have_the_dtypes_of_the_token_cache(trained):
+def test_ids_and_types_have_the_tokenizers_own_range(trained):
     one = trained[1].encode([("a fox", "a dog")], 10)[0]
-    assert one.ids.dtype == np.int32 and one.types.dtype == np.uint8
+    assert one.ids.dtype == one.types.dtype == np.uint32
     assert one.types.tolist() == [0] * (one.types.tolist().index(1)) + [1] * int(one.types.sum())
 
 

@@ -97,6 +97,6 @@ def test_an_export_has_the_same_ids_labels_and_logits(exported, version4):
     assert [one.ids.tolist() for one in encoded] == found["ids"]
     assert any(one.truncated for one in encoded)
     assert found["labels"] == list(tiny.TASK.classes)
-    logits_XC = ours.logits([Example(text, None, None) for text in texts])
+    logits_XC = ours.logits([Example(text, None, None) for text in texts], texts)
     assert np.ptp(logits_XC, axis=0).min() > 0.1
     np.testing.assert_allclose(logits_XC, found["logits"], rtol=0, atol=TOLERANCE)
