@@ -49,21 +49,19 @@ def export(arguments: argparse.Namespace) -> None:
 
     task = task_from_hf(meta["task"], text="text", pair="", label="label")
     report = read_json(run.report) if run.report.exists() else {"step": -1, "split": ""}
-    results = (
-        {name: value for name, value in report.items() if isinstance(value, float)} if report["step"] == step else {}
-    )
+    scores = report.keys() - {"split", "step", "details", "inputs"} if report["step"] == step else ()
     text = card.model_card(
         name=run.path.name,
         base_model=raw["model"]["hf"],
         task=task,
         dataset=card.dataset_name(raw["data"]),
         split=str(report["split"]),
-        results=results,
+        results={name: float(report[name]) for name in report if name in scores},  # "NaN" is text there
         config=raw,
         measured_in=raw["model"]["param_dtype"],
         dtype=arguments.dtype,
     )
-    source = hub.resolve(raw["model"]["hf"]) if raw["model"]["hf"] else run.tokenizer
+    source = hub.resolve(raw["model"]["hf"], weights=False) if raw["model"]["hf"] else run.tokenizer
     folder.write(
         Path(arguments.out),
         net,

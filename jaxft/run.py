@@ -63,7 +63,7 @@ class Run:
         self.mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
         self._check_mesh()
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
-        hf_folder = hub.resolve(config.model.hf) if config.model.hf else None
+        hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
         self._rehearse(hf_folder)
         self.inputs = inputs.prepare(config, folder.tokenizer, hf_folder, say)
         self.task = self.inputs.task

@@ -286,6 +286,8 @@ def test_a_hub_folder_that_does_not_fit(tmp_path, hub, case):
     for part in says:
         assert part in done.err, done.err
     assert not (tmp_path / "run" / "config.json").exists() and "compiled in" not in done.out
+    if case == "only a pickle":
+        assert "train: " not in done.out, "said before the data are read"
 
 
 def test_a_finished_run_is_not_touched_by_another_config():

@@ -147,11 +147,15 @@ def index(folder: Path) -> dict[str, Stored]:
 
     Raises UserError for every way in which the files can be wrong, and for a folder that only holds unsafe formats.
     """
+    if not has_weights(folder):
+        raise UserError(no_weights(folder))
     if (folder / INDEX).exists():
         return _sharded(folder)
-    if not (folder / SINGLE).exists():
-        raise UserError(_no_weights(folder))
     return header(inside(folder, SINGLE), str(folder / SINGLE))[0]
+
+
+def has_weights(folder: Path) -> bool:
+    return (folder / INDEX).exists() or (folder / SINGLE).exists()
 
 
 def _sharded(folder: Path) -> dict[str, Stored]:
@@ -176,14 +180,16 @@ def _sharded(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def _no_weights(folder: Path) -> str:
+def no_weights(folder: Path, hub_id: str = "") -> str:
+    """What to do about a folder without safetensors, or a snapshot of `hub_id`, which brings nothing else."""
     unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE) if folder.is_dir() else []
-    if not unsafe:
+    if not unsafe and not hub_id:
         return f"{folder} has no {SINGLE} and no {INDEX}; is it a model folder?"
+    only = ", ".join(unsafe) or "other formats at most, such as pytorch_model.bin"
     return (
-        f"{folder} has no safetensors weights, only {', '.join(unsafe)}, which jaxft never opens: such files can run"
+        f"{hub_id or folder} has no safetensors weights, only {only}, which jaxft never opens: such files can run"
         " code. If you trust their source, convert them where PyTorch is installed, then use the new folder:\n"
-        f'  python -c \'import transformers as t; m = "{folder}"; c = t.AutoConfig.from_pretrained(m);'
+        f'  python -c \'import transformers as t; m = "{hub_id or folder}"; c = t.AutoConfig.from_pretrained(m);'
         ' getattr(t, c.architectures[0]).from_pretrained(m).save_pretrained("converted");'
         ' t.AutoTokenizer.from_pretrained(m).save_pretrained("converted")\''
     )

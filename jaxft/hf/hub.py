@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from jaxft.hf import files
 from jaxft.registry import UserError
 
 # Weights in safetensors, configs, tokenizers; nothing else is ever read. No folders: those hold other formats.
@@ -15,18 +16,23 @@ UNWANTED = ["*/*"]
 CONNECT_SECONDS = 1.0
 
 
-def resolve(name_or_folder: str) -> Path:
+def resolve(name_or_folder: str, *, weights: bool = True) -> Path:
     """The local folder of that path, else the snapshot of that hub id (`google-bert/bert-base-cased`).
+
+    With `weights` one without safetensors is refused: at once, not after the data have been read.
 
     An unreachable hub is noticed within two seconds; a copy in the hub's cache is then used. Raises UserError for a
     folder that does not exist, an id that the hub does not know or does not give out, and a hub that does not answer.
     """
     folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    if not _is_hub_id(name_or_folder):
+    local = folder.is_dir()
+    if not local and not _is_hub_id(name_or_folder):
         raise UserError(f"model.hf={name_or_folder!r}: no such folder (looked in {folder.absolute().parent})")
-    return _snapshot(name_or_folder)
+    if not local:
+        folder = _snapshot(name_or_folder, weights)
+    if weights and not files.has_weights(folder):
+        raise UserError(files.no_weights(folder, "" if local else name_or_folder))
+    return folder
 
 
 def _is_hub_id(name: str) -> bool:
@@ -35,7 +41,7 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(f"({part}/)?{part}", name, re.ASCII) is not None and not Path(name).exists()
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, weights: bool) -> Path:
     # Imported here: half a second that a local folder need not pay.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
@@ -43,9 +49,12 @@ def _snapshot(name: str) -> Path:
     offline = constants.HF_HUB_OFFLINE
     reachable = not offline and _answers(constants.ENDPOINT)
     try:
-        return Path(
+        folder = Path(
             snapshot_download(name, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=not reachable)
         )
+        if weights and not reachable and not files.has_weights(folder):
+            raise hub.LocalEntryNotFoundError(f"{folder} was cached in part")
+        return folder
     except hub.GatedRepoError:
         raise UserError(
             f"model.hf={name!r} is gated: accept its terms on {constants.ENDPOINT}/{name}, then set HF_TOKEN"

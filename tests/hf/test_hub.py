@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,11 +26,20 @@ CONTENT = {
     "modeling_evil.py": b"raise SystemExit",
     "onnx/config.json": b"of another format",
 }
+REPOSITORIES = {
+    "org/tiny": CONTENT,
+    "org/pickled": {name: content for name, content in CONTENT.items() if not name.endswith("safetensors")},
+}
 TOKEN = "hf_topsecrettoken"
 
-# Runs in its own process: the hub's client reads its settings when it is imported.
+# Seconds. Ours to give up is one; the hub's own client takes ten and more for each file. Between the two, since a busy
+# machine adds some.
+PATIENCE = 5
+
+# Runs in its own process: the hub's client reads its settings when it is imported. The clock starts after its import.
 CLIENT = """
 import sys, time
+from huggingface_hub import constants, errors, snapshot_download
 from jaxft.hf import hub
 from jaxft.registry import UserError
 began = time.perf_counter()
@@ -44,7 +52,7 @@ print("seconds", time.perf_counter() - began)
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """`org/tiny` with CONTENT, `org/gated` behind terms, `org/broken` with an error, and nothing else."""
+    """REPOSITORIES, `org/gated` behind terms, `org/broken` with an error, and nothing else."""
 
     seen: ClassVar[list[tuple[str, str]]] = []
 
@@ -66,19 +74,20 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self.answer(403, X_Error_Code="GatedRepo", X_Error_Message="accept the terms")
         if path.startswith("/api/models/org/broken"):
             return self.answer(400, b"{}")
-        if path.startswith("/api/models/org/tiny/revision/"):
-            files = [{"rfilename": name} for name in CONTENT]
-            return self.answer(200, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": files}).encode())
-        if path.startswith("/api/models/org/tiny/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in CONTENT.items()
-            ]
-            return self.answer(200, json.dumps(entries).encode())
-        name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/")
-        if name in CONTENT:
-            etag = hashlib.sha1(CONTENT[name]).hexdigest()
-            return self.answer(200, CONTENT[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+        for repository, content in REPOSITORIES.items():
+            if path.startswith(f"/api/models/{repository}/revision/"):
+                files = [{"rfilename": name} for name in content]
+                return self.answer(200, json.dumps({"id": repository, "sha": COMMIT, "siblings": files}).encode())
+            if path.startswith(f"/api/models/{repository}/tree/"):
+                entries = [
+                    {"type": "file", "path": name, "size": len(file), "oid": hashlib.sha1(file).hexdigest()}
+                    for name, file in content.items()
+                ]
+                return self.answer(200, json.dumps(entries).encode())
+            name = path.removeprefix(f"/{repository}/resolve/{COMMIT}/")
+            if name in content:
+                etag = hashlib.sha1(content[name]).hexdigest()
+                return self.answer(200, content[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
         return self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
 
     do_HEAD = do_GET
@@ -144,7 +153,14 @@ def test_the_cache_serves_when_the_hub_is_gone(endpoint, tmp_path):
     online, _ = ask("org/tiny", tmp_path, endpoint)
     for environment in ({}, {"HF_HUB_OFFLINE": "1"}):
         gone, _ = ask("org/tiny", tmp_path, closed_port(), **environment)
-        assert gone["folder"] == online["folder"] and float(gone["seconds"]) < 2
+        assert gone["folder"] == online["folder"] and float(gone["seconds"]) < PATIENCE
+
+
+def test_a_cached_copy_without_weights_is_not_taken_for_the_whole_when_the_hub_is_gone(endpoint, tmp_path):
+    online, _ = ask("org/tiny", tmp_path, endpoint)
+    (Path(online["folder"]) / "model.safetensors").unlink()
+    gone, _ = ask("org/tiny", tmp_path, closed_port())
+    assert "nor complete in the hub cache" in gone["error"] and "does not answer" in gone["error"]
 
 
 def test_offline_mode_asks_nobody(endpoint, tmp_path):
@@ -158,21 +174,22 @@ def test_offline_mode_asks_nobody(endpoint, tmp_path):
         ("org/tinny", "neither a folder here nor a model on"),
         ("org/gated", "is gated: accept its terms"),
         ("org/broken", "answered 400"),
+        ("org/pickled", "has no safetensors weights, only other formats at most, such as pytorch_model.bin"),
     ],
 )
-def test_a_refusal_says_why_within_two_seconds_and_keeps_the_token(endpoint, tmp_path, name, message):
+def test_a_refusal_says_why_at_once_and_keeps_the_token(endpoint, tmp_path, name, message):
     answers, printed = ask(name, tmp_path, endpoint)
-    assert message in answers["error"] and repr(name) in answers["error"]
-    assert float(answers["seconds"]) < 2
+    assert message in answers["error"] and name in answers["error"]
+    assert float(answers["seconds"]) < PATIENCE
     assert TOKEN not in printed
 
 
 # Names under .invalid never resolve (RFC 2606).
 @pytest.mark.parametrize("nobody", ["closed port", "silent port", "https://hub.invalid"])
-def test_a_hub_that_does_not_answer_is_given_up_within_two_seconds(tmp_path, silent_port, nobody):
+def test_a_hub_that_does_not_answer_is_given_up_soon(tmp_path, silent_port, nobody):
     address = {"closed port": closed_port(), "silent port": silent_port}.get(nobody, nobody)
     answers, printed = ask("org/tiny", tmp_path, address)
-    assert "does not answer" in answers["error"] and float(answers["seconds"]) < 2
+    assert "does not answer" in answers["error"] and float(answers["seconds"]) < PATIENCE
     assert TOKEN not in printed
 
 
@@ -183,18 +200,21 @@ def test_a_cache_that_cannot_be_written_is_named(endpoint, tmp_path):
 
 
 def test_an_existing_folder_is_taken_as_it_is(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="has no model"):
+        hub.resolve(str(tmp_path))
+    assert hub.resolve(str(tmp_path), weights=False) == tmp_path
+    (tmp_path / "model.safetensors").touch()
     assert hub.resolve(str(tmp_path)) == tmp_path
     monkeypatch.chdir(tmp_path)
     Path("org/name").mkdir(parents=True)
-    assert hub.resolve("org/name") == Path("org/name")  # a folder wins over a hub id
+    assert hub.resolve("org/name", weights=False) == Path("org/name")  # a folder wins over a hub id
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "runs/x/hf", "~/no-such-model", "a b", "org/", "-x/y"])
-def test_a_missing_path_is_not_looked_up_on_the_hub(name):
-    began = time.perf_counter()
+def test_a_missing_path_is_not_looked_up_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr(hub, "_snapshot", lambda *_: pytest.fail("looked up"))
     with pytest.raises(UserError, match="no such folder"):
         hub.resolve(name)
-    assert time.perf_counter() - began < 0.5
 
 
 def test_a_file_is_not_a_folder(tmp_path, monkeypatch):
