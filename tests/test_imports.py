@@ -8,7 +8,12 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "jaxft"
 VERBS = {"main", "evaluate", "predict", "export"}
 NOTHING: set[str] = set()
-LEAVES = {"registry", "cache", "__version__"}  # import nothing of jaxft but one another; every room may import them
+LEAVES = {
+    "registry",
+    "cache",
+    "disk",
+    "__version__",
+}  # import nothing of jaxft but one another; every room may import them
 ROOMS = {  # room -> the other rooms of jaxft it may import
     "registry": NOTHING,
     "config": NOTHING,

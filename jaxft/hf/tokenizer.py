@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxft import disk
 from jaxft.hf import files
 from jaxft.registry import UserError
 
@@ -22,7 +23,10 @@ FILES = (
     *VOCABS,
     *("merges.txt", "bpe.codes"),
 )
-TOKENIZER_BYTES = 200_000_000  # the largest on the hub are some 35 MB
+# The largest on the hub have 35 MB and 2 million brackets and commas. Within these limits junk is refused within a
+# second and 200 MB of memory: each item costs the parser up to 60 bytes.
+TOKENIZER_BYTES = 50_000_000
+TOKENIZER_ITEMS = 3_000_000
 
 ALPHABET = 1000  # letters kept, the most frequent ones; words with any other letter become [UNK]
 SPECIAL = {
@@ -88,6 +92,12 @@ def load(folder: Path) -> TextEncoder:
             raise UserError(f"{folder / name} is {size:,} bytes; tokenizer files above {TOKENIZER_BYTES:,} are refused")
     identity = [TOKENIZER] if TOKENIZER in present else present
     content = [files.inside(folder, name).read_bytes() for name in identity]
+    for name, raw in zip(identity, content, strict=True):
+        # Of JSON, else of lines; each piece of a sentencepiece model begins with a byte that is a line end, too.
+        if max(sum(raw.count(mark) for mark in (b"[", b"{", b",")), raw.count(b"\n")) > TOKENIZER_ITEMS:
+            raise UserError(
+                f"{folder / name} has more than {TOKENIZER_ITEMS:,} items; such a tokenizer file is refused"
+            )
     tokenizer = _from_json(folder, content[0]) if TOKENIZER in present else _from_older(folder)
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     pad = _pad_token(folder)
@@ -179,7 +189,8 @@ def train_wordpiece(
         pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
         special_tokens=[(token, pieces[token]) for token in (cls, sep)],
     )
-    _write(tokenizer, folder, lowercase, positions)
+    with disk.writing(folder):
+        _write(tokenizer, folder, lowercase, positions)
     return load(folder)
 
 
@@ -224,5 +235,5 @@ def _write(tokenizer: Any, folder: Path, lowercase: bool, positions: int) -> Non
     (temporary / "vocab.txt").write_text(vocab, encoding="utf-8", newline="\n")
     for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", SPECIAL)):
         (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(str(temporary / TOKENIZER))
+    (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
     temporary.rename(folder)

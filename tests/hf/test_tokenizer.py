@@ -168,6 +168,43 @@ def test_a_tokenizer_bomb_is_refused_unread(tmp_path):
         tokenizer.load(tmp_path)
 
 
+JUNK = {
+    "lists": b"[],",
+    "numbers": b"0,",
+    "objects": b"{},",
+    "nested": b"[",
+    "lines": b"\n",
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
+def test_a_tokenizer_that_would_fill_the_memory_is_refused_without_parsing(tmp_path, monkeypatch, junk, name):
+    monkeypatch.setattr(tokenizer, "_from_json", lambda folder, content: pytest.fail("parsed"))
+    monkeypatch.setattr(tokenizer, "_from_older", lambda folder: pytest.fail("parsed"))
+    (tmp_path / name).write_bytes(b'{"version": "1.0", "model": [' + JUNK[junk] * (tokenizer.TOKENIZER_ITEMS + 1))
+    with pytest.raises(UserError, match=rf"{name} has more than 3,000,000 items"):
+        tokenizer.load(tmp_path)
+
+
+def test_junk_within_the_limits_costs_little(tmp_path):
+    """In a process of its own, whose memory is limited to what it has and 250 MB."""
+    whole = (
+        b'{"version":"1.0","model":{"type":"WordPiece","x":[' + b"[]," * (tokenizer.TOKENIZER_ITEMS // 2 - 5) + b"0]}}"
+    )
+    (tmp_path / "tokenizer.json").write_bytes(whole)
+    code = (
+        "import pathlib, resource, sys, tokenizers; from jaxft.hf import tokenizer\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 250_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try: tokenizer.load(pathlib.Path(sys.argv[1]))\n"
+        "except tokenizer.UserError as error: print('refused:', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
+    assert done.stdout.startswith("refused: ") and "is not a tokenizer" in done.stdout, done
+
+
 def test_a_tokenizer_without_padding_is_refused(trained, tmp_path):
     shutil.copyfile(trained[0] / "tokenizer.json", tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="no pad_token"):
