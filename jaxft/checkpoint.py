@@ -10,7 +10,6 @@ nothing between. Orbax's own CheckpointManager is not used: it checksums no arra
 the newest step.
 """
 
-import errno
 import json
 import logging
 import shutil
@@ -25,7 +24,7 @@ import orbax.checkpoint as ocp0
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxft import manifest
+from jaxft import disk, manifest
 from jaxft.registry import UserError
 
 # Seconds that processes wait for one another at the end of a save: far above any write, far below a lost night.
@@ -242,8 +241,7 @@ class Checkpoints:
         """Removes what was half written and says what happened, what is needed and what is still there."""
         shutil.rmtree(self.folder / f"{step}.tmp", ignore_errors=True)
         reason = f"{error}"
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in reason or "quota exceeded" in reason:
+        if disk.is_full(error):
             free = shutil.disk_usage(self.folder).free
             reason = f"no space: it needs {_bytes(nbytes(arrays))}, {_bytes(free)} are free; free space or move the run"
         return UserError(

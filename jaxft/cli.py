@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxft import disk, memory
 from jaxft.registry import UserError
 from jaxft.signals import Stopped, leave
 
@@ -25,21 +26,35 @@ def quiet_libraries() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
-def guarded(work: Callable[[], Any]) -> Any:
-    """Runs `work`; a user's mistake, a stop signal or a lack of memory end the process with one message and a code."""
+# What helps a verb that labels rows; its steps have a fixed number of them.
+LABELLING_FIX = "Set one of: --length lower; --dtype=bfloat16; or use a device with more memory. Nothing was written"
+
+
+def guarded(
+    work: Callable[[], Any],
+    *,
+    memory_fix: str = "Use a machine with more. Nothing was written",
+    stopped: str = "stopped; nothing was written",
+) -> Any:
+    """Runs `work`; a user's mistake, a stop signal, a full disk or memory end the process with one message and a code.
+
+    `memory_fix` is what to do about a lack of memory; `stopped` is what to say of Ctrl-C where `work` does not.
+    """
     quiet_libraries()
     try:
         return work()
     except (UserError, Stopped) as error:
         leave(str(error), error.code)
     except KeyboardInterrupt:
-        leave("SIGINT: stopped before anything began", 130)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        leave(f"SIGINT: {stopped}", 130)
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+            what = next(iter(str(error).splitlines()), "the host has none left")
+            shortage = memory.out_of_memory(what, memory_fix)
+        elif disk.is_full(error):
+            shortage = disk.explained(error)
+        else:
             raise
-        from jaxft.memory import out_of_memory
-
-        shortage = out_of_memory(next(iter(str(error).splitlines()), "the host has none left"))
         leave(str(shortage), shortage.code)
 
 

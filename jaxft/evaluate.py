@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli
+from jaxft import cli, disk
 from jaxft.data.source import quoted
 from jaxft.registry import BadRow, UserError, call
+from jaxft.writer import json_numbers
 
 CHUNK = 4096  # rows held at a time
 # A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
@@ -18,7 +19,7 @@ TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<tes
 
 
 def main() -> None:
-    cli.guarded(lambda: evaluate(_arguments()))
+    cli.guarded(lambda: evaluate(_arguments()), memory_fix=cli.LABELLING_FIX)
 
 
 def _arguments() -> argparse.Namespace:
@@ -61,8 +62,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
         cli.say(f"{len(bad):,} rows left out")
     cli.say(meter.table())
     if arguments.output:
-        text = json.dumps({**meter.result(), "details": meter.report()}, indent=2, ensure_ascii=False)
-        Path(arguments.output).write_text(text + "\n", encoding="utf-8")
+        report = json_numbers({**meter.result(), "details": meter.report()})
+        with disk.writing(arguments.output):
+            Path(arguments.output).write_text(
+                json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+            )
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Any, str]:

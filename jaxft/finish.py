@@ -7,6 +7,7 @@ from typing import Any
 from jaxft import report, runfolder, state
 from jaxft.hf import card, folder
 from jaxft.registry import UserError
+from jaxft.writer import json_numbers
 
 
 def finish(run: Any, raw: Mapping[str, Any]) -> None:
@@ -39,9 +40,8 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     lines = (run.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     report.render(run.folder.path, config=raw, history=[json.loads(line) for line in lines], results=details | results)
     identity = run.inputs.identity()
-    runfolder.write_json(
-        run.folder.report, {"split": split, "step": step, **results, "details": details, "inputs": identity}
-    )
+    record = {"split": split, "step": step, **results, "details": details, "inputs": identity}
+    runfolder.write_json(run.folder.report, json_numbers(record))
     run.say(
         f"written to {run.folder.path}: hf/ (weights, tokenizer, card), report.html, report.json, metrics.jsonl, "
         "tensorboard/, checkpoints/\n"

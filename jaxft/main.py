@@ -8,7 +8,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError
 
-from jaxft import cli
+from jaxft import cli, memory
 from jaxft.registry import UserError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: path[:variant].")
@@ -18,7 +18,8 @@ _ALLOW = flags.DEFINE_list("allow_change", [], "Config keys that may differ from
 
 def main() -> None:
     """Parses flags, checks the config and trains; every known failure is one line and an exit code."""
-    app.run(lambda _: cli.guarded(_train), flags_parser=lambda argv: cli.guarded(lambda: _parse(argv)))
+    told = {"memory_fix": memory.TRAINING_FIX, "stopped": "stopped before anything began"}
+    app.run(lambda _: cli.guarded(_train, **told), flags_parser=lambda argv: cli.guarded(lambda: _parse(argv), **told))
 
 
 def _train() -> None:

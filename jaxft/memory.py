@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from jaxft.registry import UserError
 
 GIB = 2**30
+TRAINING_FIX = (
+    "Set one of: --config.train.batch lower; --config.train.accumulate higher (the same batch in pieces); "
+    "--config.model.remat=full (recompute instead of keep); --config.mesh.fsdp higher (share the state between "
+    "devices). The last checkpoint is intact"
+)
 
 
 def describe(compiled: Any, seconds: float) -> str:
@@ -28,8 +31,10 @@ def _largest(stats: Any) -> str:
     )
 
 
-def check(compiled: Any, mesh: jax.sharding.Mesh) -> None:
+def check(compiled: Any, mesh: Any) -> None:
     """Raises UserError (exit 1) when the step cannot fit its devices, instead of dying in the middle of it."""
+    import jax
+
     stats = compiled.memory_analysis()
     local = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     device = local[0]
@@ -44,17 +49,13 @@ def check(compiled: Any, mesh: jax.sharding.Mesh) -> None:
     if needed > available:
         raise out_of_memory(
             f"a step needs {needed / GIB:.2f} GiB, {available / GIB:.2f} GiB are available; each device would hold "
-            f"{_largest(stats)}"
+            f"{_largest(stats)}",
+            TRAINING_FIX,
         )
 
 
-def out_of_memory(what: str) -> UserError:
-    return UserError(
-        f"out of memory: {what}. Set one of: --config.train.batch lower; --config.train.accumulate higher (the same "
-        "batch in pieces); --config.model.remat=full (recompute instead of keep); --config.mesh.fsdp higher (share the "
-        "state between devices). The last checkpoint is intact",
-        code=1,
-    )
+def out_of_memory(what: str, fix: str) -> UserError:
+    return UserError(f"out of memory: {what}. {fix}", code=1)
 
 
 def _host_memory() -> int:

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli
+from jaxft import cli, disk
 from jaxft.registry import BadRow, UserError
 
 CHUNK = 4096  # rows held at a time: enough for the packing to fill rows, little to hold
 
 
 def main() -> None:
-    cli.guarded(lambda: predict(_arguments()))
+    cli.guarded(lambda: predict(_arguments()), memory_fix=cli.LABELLING_FIX)
 
 
 def _arguments() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def predict(arguments: argparse.Namespace) -> None:
     count = labelled = 0
     aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
-        with aside.open("w", encoding="utf-8") as out:
+        with disk.writing(output), aside.open("w", encoding="utf-8") as out:
             for chunk in _chunks(itertools.chain([first], rows)):
                 if not count:
                     _check_columns(chunk, classifier.task)

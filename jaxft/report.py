@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxft import disk
+
 # Bookkeeping of the log; a curve of these says nothing, or cannot be drawn.
 NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak", "skipped_examples")
 # Noise of a speed would look like drama if its axis began at the slowest step.
@@ -73,7 +75,8 @@ def render(
     )
     path = folder / "report.html"
     draft = path.with_name("report.html.tmp")
-    draft.write_text(page, encoding="utf-8")
+    with disk.writing(path):
+        draft.write_text(page, encoding="utf-8")
     draft.replace(path)
     return path
 

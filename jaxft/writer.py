@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
+from jaxft import disk
 from jaxft.registry import UserError
 
 
@@ -53,8 +54,8 @@ class Writer:
             return
         folder = Path(folder)
         with ExitStack() as closing:  # what is open already is closed when something later fails
-            self._metrics = closing.enter_context(_continue(folder / "metrics.jsonl", start, _step_of_json))
-            self._batches = closing.enter_context(_continue(folder / "batches.log", start, _step_of_line))
+            self._metrics = _log_file(folder / "metrics.jsonl", start, _step_of_json, closing)
+            self._batches = _log_file(folder / "batches.log", start, _step_of_line, closing)
             if tensorboard:
                 self._sinks.append(_tensorboard(folder / "tensorboard", start, closing))
             if wandb:
@@ -73,8 +74,9 @@ class Writer:
         if not self._active:
             return
         plain = {name: float(value) for name, value in metrics.items()}
-        record = {"step": step, "time": round(time.time(), 3), **{name: _json_number(x) for name, x in plain.items()}}
-        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+        record = {"step": step, "time": round(time.time(), 3), **json_numbers(plain)}
+        with disk.writing(self._metrics.name):
+            self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         for sink in self._sinks:
             sink(step, plain)
         training = {name: value for name, value in plain.items() if "/" not in name}
@@ -90,17 +92,28 @@ class Writer:
     def batch(self, step: int, digest: str) -> None:
         """Records which batch `step` is about to train on, and moves the bar."""
         if self._active:
-            self._batches.write(f"{step} {digest}\n")
+            with disk.writing(self._batches.name):
+                self._batches.write(f"{step} {digest}\n")
             self._show.advance(step - 1)
 
     def close(self) -> None:
         self._closing.close()
 
 
-def _json_number(value: float) -> float | str:
-    if math.isfinite(value):
+def json_numbers(value: Any) -> Any:
+    """`value`, of dicts, lists and plain values, with the numbers that JSON has no word for as text."""
+    if isinstance(value, Mapping):
+        return {key: json_numbers(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_numbers(item) for item in value]
+    if not isinstance(value, float) or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _log_file(path: Path, start: int, step_of: Callable[[str], int], closing: ExitStack) -> TextIO:
+    closing.enter_context(disk.writing(path))  # a line that found no room is written again at the closing
+    return closing.enter_context(_continue(path, start, step_of))
 
 
 def _continue(path: Path, start: int, step_of: Callable[[str], int]) -> TextIO:

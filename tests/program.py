@@ -47,8 +47,8 @@ WORDS = {"red": "crimson rose brick", "blue": "sky sea ink", "green": "grass lea
 # Runs jaxft.main, and just before the nth change of a file whose path holds a pattern (not a change made by C++) it
 # signals itself; a BUSY program then spends minutes in C, as a long compile does. A rename is "FROM -> TO". The pattern
 # COMPILE stands for the middle of the compile: the main thread below Run._compile and not moving, so in C. FAIL lets
-# the nth change and all after it fail with that errno. COUNT takes the number of changes, MEMORY limits the address
-# space (bytes).
+# the nth change and all after it fail with that errno; FULL lets no file take another byte from then on. COUNT takes
+# the number of changes, MEMORY limits the address space (bytes).
 COMPILE = "the compile"
 HARNESS = """
 import atexit, hashlib, os, resource, runpy, sys, threading, time
@@ -70,6 +70,8 @@ def hook(event, args):
         if fail and changes >= left and event != "shutil.rmtree":  # which is no call of the system itself
             raise OSError(fail, os.strerror(fail), str(args[0]))
         if changes == left:
+            if os.environ["FULL"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             signal_self()
             if os.environ["BUSY"]:
                 hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
@@ -197,16 +199,17 @@ def run(
     count: Path | None = None,
     devices: int = 1,
     memory: int = 0,
+    full: bool = False,
     env: dict[str, str] | None = None,
     config: str = "configs/bert_cls.py:files",
     **changed: object,
 ) -> Done:
     """Runs the program to its end; `signals` come to it at the `nth` change of a file whose path holds `at`.
 
-    Or that change fails with the errno `fail`, and all after it do.
+    Or that change fails with the errno `fail`, and all after it do; or from there on the disk is `full`.
     """
     arguments = command(workdir, *flags, config=config, **changed)
-    if not (signals or fail or count or memory):
+    if not (signals or fail or count or memory or full):
         return wait(start(arguments, devices=devices, **(env or {})))
     harness = {
         "SIGNALS": " ".join(str(int(number)) for number in signals),
@@ -216,6 +219,7 @@ def run(
         "FAIL": str(fail or ""),
         "COUNT": str(count or ""),
         "MEMORY": str(memory or ""),
+        "FULL": "1" if full else "",
     }
     return wait(start(arguments, devices=devices, program=("-c", HARNESS), **harness, **(env or {})))
 

@@ -71,6 +71,35 @@ def test_killed_at_every_stage_the_run_ends_alike_bit_for_bit(tmp_path):
     program.assert_same_end(tmp_path / "run", program.unbroken())
 
 
+# What is being written when the disk is full -> the file that the message names.
+FULL = {
+    "tokenizer": (".tokenizer.new", 2),
+    "tokens": (".building-", 3),
+    "config.json": ("run/config.json", 1),
+    "batches.log": ("batches.log", 1),
+    "checkpoints": ("4.tmp/meta.json", 1),
+    "hf": (".hf.new", 3),
+    "report.html": ("report.html", 1),
+    "report.json": ("report.json", 1),
+}
+
+
+def test_a_full_disk_is_one_message_at_any_stage_and_with_room_the_same_command_goes_on(tmp_path):
+    compiled = str(cache.private_dir("compiled"))
+    env = {"JAXFT_CACHE_DIR": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": compiled}
+    shutil.copytree(cache.private_dir("numerics"), tmp_path / "cache" / "numerics")
+    (tmp_path / "cache").chmod(0o700)
+    uncached = env | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # JAX only warns of a cache that has no room
+    for name, (at, nth) in FULL.items():
+        done = program.run(tmp_path / "run", full=True, at=at, nth=nth, env=uncached)
+        named = tmp_path / ("cache" if name == "tokens" else "run") / name
+        assert done.code == 1 and "could not be written" in done.err and str(named) in done.err, f"{name}: {done}"
+        assert done.err.startswith("jaxft: ") and done.err.count("\n") == 1, f"{name}: {done.err}"
+    done = program.run(tmp_path / "run", env=env)
+    assert done.code == 0, done.err
+    program.assert_same_end(tmp_path / "run", program.unbroken())
+
+
 def test_killed_at_random_instants_the_run_ends_alike_bit_for_bit(tmp_path):
     seed = 20261124
     print(f"seed {seed}")

@@ -104,6 +104,6 @@ def test_the_room_of_a_container_is_all_there_is(monkeypatch):
 
 
 def test_the_message_has_three_settings_to_change():
-    message = str(memory.out_of_memory("a step needs 9 GiB"))
+    message = str(memory.out_of_memory("a step needs 9 GiB", memory.TRAINING_FIX))
     fixes = ("train.batch", "train.accumulate", "model.remat=full", "mesh.fsdp")
     assert all(f"--config.{fix}" in message for fix in fixes) and len(message.splitlines()) == 1

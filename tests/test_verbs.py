@@ -16,6 +16,7 @@ from jaxft import evaluate as evaluate_module
 from jaxft import predict as predict_module
 from jaxft.classifier import Classifier
 from jaxft.registry import UserError
+from jaxft.writer import json_numbers
 from tests.program import snapshot
 from tests.verbs_run import LENGTH, here, program, read_rows, reviews, train, transformers_logits, write_rows
 
@@ -165,6 +166,18 @@ def test_bfloat16_halves_the_file_and_verifies(run, tmp_path, capsys):
     cards = [(folder / "README.md").read_text() for folder in (tmp_path / "out", run / "hf")]
     assert ["before they were rounded" in card for card in cards] == [True, False]
     assert all("split of `train.jsonl`" in card and str(run.parent) not in card for card in cards)
+
+
+def test_a_score_that_is_no_number_is_valid_json_and_read_back(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    report = json.loads((copy / "report.json").read_text())
+    record = json_numbers(report | {"loss": float("nan"), "details": {"deep": [float("inf")]}})
+    assert record["loss"] == "NaN" and record["details"] == {"deep": ["Infinity"]}
+    assert json.loads(json.dumps(record, allow_nan=False))["accuracy"] == report["accuracy"]
+    (copy / "report.json").write_text(json.dumps(record))
+    here("export", f"--run={copy}", f"--out={tmp_path / 'out'}")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| loss | nan |" in card and f"| accuracy | {report['accuracy']:.4f} |" in card, card
 
 
 @pytest.mark.parametrize(

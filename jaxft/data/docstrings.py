@@ -23,6 +23,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from jaxft import disk
 from jaxft.cache import private_dir
 from jaxft.data import cache_files, docstring_reader
 from jaxft.data.source import Dataset
@@ -212,7 +213,7 @@ def _prepare(root: Path, config: str, versions: dict[str, str]) -> None:
     import tensorflow_datasets as tfds
 
     print(f"jaxft: reading the docstrings of {len(LIBRARIES)} libraries (once; kept in {root})", file=sys.stderr)
-    with cache_files.building(root) as aside:
+    with disk.writing(root), cache_files.building(root) as aside:
         built = make_builder(aside, config, versions)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would name the folder that is about to be renamed

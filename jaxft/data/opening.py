@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from jaxft import disk
 from jaxft.data.text_formats import FORMATS
 from jaxft.registry import UserError, nearest
 
@@ -74,10 +75,10 @@ def _unpacked(packed: BinaryIO, path: str, field: str) -> BinaryIO:
     """The content of a gzip file in a nameless temporary file: random access needs it uncompressed."""
     unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
-        with gzip.open(packed) as stream:
+        with disk.writing(tempfile.gettempdir()), gzip.open(packed) as stream:
             shutil.copyfileobj(stream, unpacked, 2**20)
+            unpacked.flush()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         unpacked.close()
         raise UserError(f"{field}={path!r} is not a whole gzip file ({error}); fetch or write it again") from error
-    unpacked.flush()
     return unpacked

@@ -11,6 +11,7 @@ from typing import Any, overload
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from jaxft import disk
 from jaxft.data.source import Dataset, Split, fingerprint, plain
 from jaxft.registry import UserError, nearest
 
@@ -57,6 +58,8 @@ def prepare(builder: Any, name: str) -> None:
         _check_network(builder.url_infos or ())  # None: no checksums are registered
         builder.download_and_prepare()
     except (OSError, ImportError) as error:  # errors of `requests` are OSErrors
+        if disk.is_full(error):
+            raise
         raise UserError(
             f"data.builder={name!r} is not prepared in {builder.data_path} and could not be downloaded: "
             f"{_first_line(error)}. Connect to the network once, or copy a folder prepared elsewhere "

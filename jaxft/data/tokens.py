@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft import disk
 from jaxft.data import cache_files
 from jaxft.data.source import Split, fingerprint, quoted
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
@@ -165,7 +166,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
 
 
 def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: Encode, path: Path) -> None:
-    with cache_files.building(path.parent) as aside:
+    with disk.writing(path.parent), cache_files.building(path.parent) as aside:
         # The tokenizer releases the interpreter: while it works on one chunk, the next is read and the last written.
         with TokenWriter(aside, split) as writer, ThreadPoolExecutor(1) as pool:
             waiting = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxft import disk
 from jaxft.hf import save, tokenizer
 
 # What stands beside the weights.
@@ -37,7 +38,7 @@ def write(
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    with save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
+    with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
         save.save(new, params, net.table, dtype=dtype)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)
