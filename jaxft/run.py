@@ -129,7 +129,7 @@ class Run:
     def _cadence(self) -> Cadence:
         config = self.config
         per_epoch = self.inputs.plans["train"].rows / config.train.batch
-        count, every = (functools.partial(of, per_epoch=per_epoch) for of in (steps, interval))
+        count, every = functools.partial(steps, per_epoch=per_epoch), functools.partial(interval, per_epoch=per_epoch)
         total = count(config.train.duration, "train.duration")
         if total < 1:
             raise UserError(f"train.duration={config.train.duration!r} is no whole step; an epoch has {per_epoch:.2f}")

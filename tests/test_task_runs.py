@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxft.tasks import TASKS
-from tests.verbs_run import ROOT, WORDS, here, read_rows, reviews, train, transformers_logits, write_rows
+from tests.verbs_run import READER, ROOT, WORDS, here, read_rows, reviews, train, transformers_logits, write_rows
 
 TOLERANCE = 1e-5  # float32; never loosened
 STSB = ROOT.parent / "shared" / "data" / "stsb-en-zh" / "en-dev.tsv"
@@ -83,7 +83,7 @@ def texts_of(task, rows):
 def test_the_export_gives_transformers_the_logits_that_predict_uses(finished, tmp_path, capsys):
     task, source, run = finished
     here("export", f"--run={run}", f"--out={tmp_path / 'hf'}", "--verify")
-    assert "verified: logits read by transformers" in capsys.readouterr().out
+    assert f"verified: logits read by {READER}" in capsys.readouterr().out
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["problem_type"] == CASES[task][2]
     here("predict", f"--run={run}", f"--input={source}", f"--output={tmp_path / 'out'}")

@@ -18,7 +18,7 @@ from jaxft.classifier import Classifier
 from jaxft.registry import UserError
 from jaxft.writer import json_numbers
 from tests.program import snapshot
-from tests.verbs_run import LENGTH, here, program, read_rows, reviews, train, transformers_logits, write_rows
+from tests.verbs_run import LENGTH, READER, here, program, read_rows, reviews, train, transformers_logits, write_rows
 
 CLASSES = ("bad", "fair", "good")
 TOLERANCE = 1e-5  # float32; never loosened
@@ -159,7 +159,7 @@ def test_best_last_and_a_number_export_those_weights(run, tmp_path, capsys):
 
 def test_bfloat16_halves_the_file_and_verifies(run, tmp_path, capsys):
     here("export", f"--run={run}", f"--out={tmp_path / 'out'}", "--dtype=bfloat16", "--verify")
-    assert "verified: logits read by transformers" in capsys.readouterr().out
+    assert f"verified: logits read by {READER}" in capsys.readouterr().out
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "out", run / "hf")]
     assert sizes[0] < 0.6 * sizes[1]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
@@ -207,6 +207,8 @@ def test_verify_passes_and_refuses_by_either_reader(run, tmp_path, monkeypatch, 
     from jaxft import verify
     from jaxft.hf import save
 
+    if (reader, READER) == ("transformers", "jaxft"):
+        pytest.skip("this reader needs torch")
     if reader == "jaxft":
         monkeypatch.setattr(verify.importlib.util, "find_spec", lambda name: None)
     flags = (f"--run={run}", f"--out={tmp_path / 'out'}", "--verify")
@@ -237,12 +239,12 @@ def test_predictions_are_those_of_transformers_in_input_order(run, data, tmp_pat
     rows = read_rows(data / "test.jsonl")
     predicted = predict(run, data / "test.jsonl", tmp_path / "out.jsonl")
     assert [{key: row[key] for key in ("id", "text", "label")} for row in predicted] == rows
-    expected_XC = softmax(transformers_logits(run / "hf", [row["text"] for row in rows]))
-    np.testing.assert_allclose(probabilities(predicted), expected_XC, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(probabilities(predicted).sum(-1), 1, atol=1e-6)
-    assert [row["predicted_label"] for row in predicted] == [CLASSES[i] for i in expected_XC.argmax(-1)]
+    assert [row["predicted_label"] for row in predicted] == [CLASSES[i] for i in probabilities(predicted).argmax(-1)]
     assert {row["predicted_label"] for row in predicted} == set(CLASSES)
     assert any(len(row["text"].split()) > LENGTH for row in rows)
+    expected_XC = softmax(transformers_logits(run / "hf", [row["text"] for row in rows]))
+    np.testing.assert_allclose(probabilities(predicted), expected_XC, rtol=0, atol=TOLERANCE)
 
 
 def test_every_format_and_an_hf_folder_give_the_same_predictions(run, data, tmp_path):

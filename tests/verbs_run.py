@@ -1,6 +1,6 @@
 """The real program on tiny models and made-up rows: what the tests of the verbs share."""
 
-import importlib
+import importlib.util
 import json
 import os
 import random
@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+READER = "transformers" if importlib.util.find_spec("torch") else "jaxft"  # who reads an export for --verify
 LENGTH = 32  # tokens: some rows of `reviews` are longer
 TINY = (
     "--config.data.holdout=0.0",
@@ -87,8 +90,11 @@ def here(verb: str, *flags: object) -> None:
 
 
 def transformers_logits(folder: Path, texts: list[str], pairs: list[str] | None = None) -> Any:
-    """float32 logits [n, C] of transformers' own classes for the folder, texts cut to LENGTH tokens."""
-    import torch
+    """float32 logits [n, C] of transformers' own classes for the folder, texts cut to LENGTH tokens.
+
+    Without torch the test ends here, skipped: whatever needs no torch is asserted before.
+    """
+    torch = pytest.importorskip("torch", reason="live logits need torch; tests/models holds stored ones against ours")
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
