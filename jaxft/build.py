@@ -84,14 +84,12 @@ def network(
 def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: Any) -> tuple[Any, Any]:
     """(family module, its Config): hub values or the defaults, with `model.override` or `model.scratch` on top.
 
-    `hf` is a hub config.json or None; `given` are fields of a model from scratch that the run knows (vocab, pad_id).
+    `hf` is a hub config.json, which names its family itself, or None; `given` are fields of a model from scratch that
+    the run knows (vocab, pad_id).
     """
-    if hf is not None and hf["model_type"] != model.name:
-        raise UserError(
-            f"model.name={model.name!r}, but {model.hf} holds a {hf['model_type']!r} model; "
-            f"set --config.model.name={hf['model_type']}"
-        )
-    family = lookup(MODELS, model.name, "model.name")
+    family = lookup(
+        MODELS, *(model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type")
+    )
     if hf is None:
         if model.override:
             raise UserError("model.override replaces fields of a checkpoint, but model.hf is empty; use model.scratch")

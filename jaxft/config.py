@@ -35,7 +35,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Model:
-    name: str  # family: a key of models.MODELS
+    name: str  # family of a model from random weights, a key of models.MODELS; a checkpoint brings its own
     hf: str  # hub id or folder to start from; "" starts from random weights
     scratch: dict  # fields of the family's Config for random weights; a checkpoint brings its own
     override: dict  # fields of the checkpoint's Config to replace, such as dict(dropout=0.2)

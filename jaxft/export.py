@@ -111,7 +111,7 @@ def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, An
     assert step is not None
     meta = checkpoints.meta(step)
     model = meta["model"]
-    family = lookup(MODELS, config.model.name, "model.name")
+    family = lookup(MODELS, model["family"], "model.name")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     net = build.network(
         family,

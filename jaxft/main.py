@@ -31,7 +31,7 @@ def _train() -> None:
     registries.check_names(config)
     workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
     for name in _ignored(config.model.hf, sys.argv):
-        cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings sizes and tokenizer of its own")
+        cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings family, sizes and tokenizer of its own")
 
     from jaxft import cache, heap, numerics
     from jaxft.train import train
@@ -44,7 +44,7 @@ def _train() -> None:
 
 def _ignored(hf: str, argv: list[str]) -> list[str]:
     """What was set by hand and is for a model from scratch only."""
-    scratch = ("config.model.scratch", "config.tokenizer")
+    scratch = ("config.model.name", "config.model.scratch", "config.tokenizer")
     return [name for name in map(_name, argv) if name.startswith(scratch)] if hf else []
 
 

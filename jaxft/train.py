@@ -182,6 +182,7 @@ def _save(run: Run, best: bool) -> None:
             code=1,
         )
     model = {
+        "family": run.net.family.MODEL_TYPE,
         "config": dataclasses.asdict(run.net.cfg),
         "head": run.net.head,
         "outputs": run.task.outputs,

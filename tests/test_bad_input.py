@@ -260,7 +260,10 @@ HUB = {
     ),
     "only a pickle": (only_a_pickle, ("pytorch_model.bin", "safetensors", "save_pretrained")),
     "an unsupported config field": (lambda hub: set_config(hub, is_decoder=True), ("is_decoder",)),
-    "another family": (lambda hub: set_config(hub, model_type="mamba"), ("mamba", "model.name")),
+    "another family": (
+        lambda hub: set_config(hub, model_type="mamba"),
+        ("model_type='mamba' is not known; known: bert",),
+    ),
     "code of its own": (lambda hub: set_config(hub, auto_map={"AutoModel": "x.Y"}), ("auto_map",)),
     "a post-processor with an id of its own": (
         lambda hub: template(hub, ([4321], 0)),

@@ -66,7 +66,7 @@ def test_fields_of_the_hub_the_config_and_the_run_come_together():
         (dict(override={"layers": "two"}), HUB, "model.override.layers='two' is a str; it must be a int"),
         (dict(override={"vocab": 5}), HUB, "model.override.vocab is not an option here"),
         (dict(override={"heads": 5}), HUB, "d_model=32 is not divisible by heads=5"),
-        (dict(hf="x"), HUB | {"model_type": "gpt2"}, "x holds a 'gpt2' model; set --config.model.name=gpt2"),
+        (dict(hf="x"), HUB | {"model_type": "gpt2"}, "x: model_type='gpt2' is not known; known: bert"),
         (dict(), HUB | {"is_decoder": True}, "fields that are not supported: is_decoder=True"),
     ],
 )

@@ -10,13 +10,15 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxft import build, sharding
+from jaxft import build, sharding, verify
+from jaxft.config import parse
 from jaxft.hf import layout
 from jaxft.layers.loss import softmax_cross_entropy
 from jaxft.layers.stack import Execution
 from jaxft.models import MODELS
 from jaxft.registry import UserError, lookup
-from tests import tiny
+from jaxft.train import train
+from tests import program, tiny
 
 OUTPUTS = 3
 TOLERANCE = 1e-5  # float32; never loosened
@@ -125,7 +127,8 @@ def test_the_config_survives_a_trip_to_the_hub(family):
 
 def test_a_hub_field_that_nobody_reads_is_refused_by_name(family):
     with pytest.raises(UserError, match="rotary_surprise=3"):
-        family.config_from_hf({**family.config_to_hf(family.TINY), "rotary_surprise": 3})
+        hub = {**family.config_to_hf(family.TINY), "model_type": family.MODEL_TYPE}
+        family.config_from_hf({**hub, "rotary_surprise": 3})
 
 
 def test_the_registry_key_is_the_hubs_model_type(family):
@@ -139,3 +142,26 @@ def test_every_letter_that_can_be_sharded_is_one_that_parameters_carry(family):
     letters = {letter for _, variable in nnx.to_flat_state(declared) for letter in variable.get_metadata("axes")}
     assert set(c.sharding.params) <= letters
     sharding.check_rules(c.sharding.params, c.sharding.activations)
+
+
+@pytest.mark.slow
+def test_a_run_from_random_weights_leaves_a_folder_that_the_hubs_library_reads_alike(family, tmp_path):
+    raw = program.config(model__name=family.MODEL_TYPE, train__duration="2 steps")
+    train(raw, parse(raw), tmp_path / "run", (), lambda text: None)
+    hub = tmp_path / "run" / "hf"
+    config = json.loads((hub / "config.json").read_text())
+    assert config["model_type"] == family.MODEL_TYPE
+    assert config["architectures"] == [family.HF_ARCHITECTURES["sequence"]]
+    net = build.network(
+        family,
+        family.config_from_hf(config),
+        head="sequence",
+        outputs=len(config["id2label"]),
+        model=tiny.config().model,
+        rules=tiny.config().sharding,
+        mesh=tiny.mesh(devices=1),
+    )
+    params, said = build.parameters(net, hub, seed=0, reset_head=False)
+    assert not said
+    difference, _ = verify.largest_difference(hub, net, params, "float32")
+    assert difference <= TOLERANCE

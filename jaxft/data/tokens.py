@@ -61,7 +61,8 @@ class TokenCache:
     def check_ids(self, vocab: int, types: int, where: Callable[[int], str]) -> None:
         """Raises UserError with the row when a token id or type has no embedding; `where` is the split's.
 
-        On an accelerator such a look-up would silently return another row.
+        `vocab` and `types` are rows of the embeddings; a family without types (0) ignores them. On an accelerator such
+        a look-up would silently return another row.
         """
         for what, largest, of_tokens, rows, fix in (
             ("id", self.max_id, self.ids, vocab, "the tokenizer does not belong to the model; use the model's own"),
@@ -73,7 +74,7 @@ class TokenCache:
                 "the model was not made for pairs of texts; give it single ones",
             ),
         ):
-            if largest >= rows:
+            if rows and largest >= rows:
                 token = int(np.argmax(np.asarray(of_tokens) >= rows))
                 example = int(np.searchsorted(self.offsets, token, side="right")) - 1
                 raise UserError(

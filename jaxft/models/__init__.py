@@ -1,6 +1,7 @@
 """Model families, one file each. The key is the hub's `model_type`; a family file offers, for `build` and `hf`:
 
-Config, Model, TINY                       the network and a Config that a test runs in a second
+Config, Model, TINY                       the network (its vocab, positions, types and pad_id are asked for by others)
+                                          and a Config that a test runs in a second
 HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here")
 HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
 HF_ARCHITECTURES                          head -> the class that opens it in transformers
