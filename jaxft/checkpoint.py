@@ -243,7 +243,8 @@ class Checkpoints:
         reason = f"{error}"
         if disk.is_full(error):
             free = shutil.disk_usage(self.folder).free
-            reason = f"no space: it needs {_bytes(nbytes(arrays))}, {_bytes(free)} are free; free space or move the run"
+            what = reason if "File too large" in reason else "no space"
+            reason = f"{what}: it needs {_bytes(nbytes(arrays))}, {_bytes(free)} are free; free space or move the run"
         return UserError(
             f"the checkpoint of step {step} could not be written to {self.folder}: {reason}. "
             f"Checkpoints that stand: {self._listed()}",

@@ -309,8 +309,8 @@ def test_a_run_folder_that_cannot_be_made(tmp_path, kind):
 
 
 def test_a_step_that_does_not_fit_the_memory_is_refused_on_one_screen(tmp_path):
-    # 5.8 GiB of temporaries; without a step the program takes 1.7 GiB of addresses.
-    done = program.run(tmp_path / "run", memory=6 * 2**30, train__batch=200_000)
+    # 6.5 GiB of temporaries; without a step the program takes 1.7 GiB of addresses.
+    done = program.run(tmp_path / "run", memory=6 * 2**30, train__batch=600_000)
     assert done.code == 1, done
     assert "out of memory: a step needs" in done.err and "are available" in done.err, done.err
     for fix in ("train.batch lower", "train.accumulate higher", "model.remat=full"):
