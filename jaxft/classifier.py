@@ -22,7 +22,7 @@ class Classifier:
     """Network, parameters, task and tokenizer of a hub folder, on all devices as data parallel."""
 
     def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
-        """`task` holds options of the task (columns among them), `length` the most tokens to read (0: the model's)."""
+        """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained)."""
         folder = hub.resolve(source)
         hf = hf_load.read_config(folder)
         self.task = task_from_hf(hf, **task)
@@ -40,7 +40,7 @@ class Classifier:
         )
         family, cfg = build.family_config(section, hf)
         tokenizer.check_vocab(self.encoder, cfg.vocab)
-        self.length = min(length, cfg.positions) if length else cfg.positions
+        self.length = min(length or tokenizer.max_length(folder, cfg.positions), cfg.positions)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
         self.rows = -(-ROWS // mesh.size) * mesh.size
         self.net = build.network(

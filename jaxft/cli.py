@@ -67,7 +67,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     flags.add_argument("--pair", default="", help="column of the second text (default: the run's, or none)")
     flags.add_argument("--label", default="", help="column of the label (default: the run's, or 'label')")
     flags.add_argument(
-        "--length", type=int, default=0, help="tokens to read at most (default: the run's, or the model's)"
+        "--length", type=int, default=0, help="tokens to read at most (default: as many as the model was trained on)"
     )
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of matmuls and activations")
     return flags
@@ -77,7 +77,6 @@ def classifier(arguments: argparse.Namespace) -> Any:
     """The model that --run or --hf names, with the run's columns where the flags name none."""
     source = _source(arguments.run, arguments.hf)
     task: dict[str, Any] = {"text": "text", "pair": "", "label": "label"}
-    length = 0
     if arguments.run:
         from jaxft.config import parse
         from jaxft.runfolder import RunFolder, read_json
@@ -85,14 +84,13 @@ def classifier(arguments: argparse.Namespace) -> Any:
         config = parse(read_json(RunFolder(Path(arguments.run)).config)["config"])
         # The classes are those of the hub folder: the config may have left them to the data.
         task |= {option: value for option, value in config.task.items() if option not in ("name", "metric", "classes")}
-        length = config.input.length
     task |= {option: value for option in ("text", "pair", "label") if (value := getattr(arguments, option))}
     from jaxft import cache, numerics
     from jaxft.classifier import Classifier
 
     numerics.self_check()
     cache.compile_cache(Path(source))
-    return Classifier(source, task=task, length=arguments.length or length, dtype=arguments.dtype)
+    return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype)
 
 
 def check_output(path: Path) -> None:

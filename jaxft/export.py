@@ -54,7 +54,7 @@ def export(arguments: argparse.Namespace) -> None:
         name=run.path.name,
         base_model=raw["model"]["hf"],
         task=task,
-        dataset=card.dataset_name(raw["data"]),
+        dataset=card.dataset_name(raw["data"], report["split"]),
         split=str(report["split"]),
         results={name: float(report[name]) for name in report if name in scores},  # "NaN" is text there
         config=raw,
@@ -68,6 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
         params,
         task=meta["task"],
         tokenizer_folder=source,
+        length=raw["input"]["length"],
         dtype=arguments.dtype,
         card=text,
         check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,

@@ -21,7 +21,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
         name=run.folder.path.name,
         base_model=run.config.model.hf,
         task=run.task,
-        dataset=card.dataset_name(run.config.data),
+        dataset=card.dataset_name(run.config.data, split),
         split=split,
         results=results,
         config=raw,
@@ -34,6 +34,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
         state.weights(trained),
         task=run.task.hf_config(),
         tokenizer_folder=run.inputs.tokenizer_folder,
+        length=run.inputs.length,
         dtype=run.config.model.param_dtype,
         card=text,
     )

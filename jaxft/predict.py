@@ -86,7 +86,7 @@ def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[
         except BadRow as reason:
             if on_bad == "stop":
                 raise UserError(f"{where}: {reason}; mend the row, or pass --on_bad=skip") from reason
-            records.append({"error": f"{where}: {reason}"})
+            records.append({**({} if isinstance(row, BadRow) else row), "error": f"{where}: {reason}"})
             continue
         places.append(len(records))
         wheres.append(where)

@@ -61,14 +61,30 @@ def bind(table: Mapping[str, str], section: Mapping[str, Any], field: str, *free
     """As `call`, but returns the function with its keywords bound; those in `free` are left to its caller."""
     options = {key: value for key, value in section.items() if key != "name"}
     function = lookup(table, section["name"], f"{field}.name")
-    check_options(function, options, field, (*free, *given))
+    try:
+        check_options(function, options, field, (*free, *given))
+    except UserError as error:
+        raise UserError(f"{error}{_whole(function, section, field, (*free, *given))}") from error
     return functools.partial(function, **options, **given)
+
+
+def _whole(function: Any, section: Mapping[str, Any], field: str, given: Iterable[str]) -> str:
+    """How to give a section that has another name's options; '' where it has those that are needed."""
+    needed = [name for name in _schema(function, given) if name not in section]
+    strange = [key for key in section if key != "name" and key not in _schema(function, given)]
+    if not (needed and strange):
+        return ""
+    kinds = {name: getattr(p.annotation, "__name__", "...") for name, p in _schema(function, given).items()}
+    shown = {"name": repr(section["name"])} | {
+        name: repr(section[name]) if name in section else kind.upper() for name, kind in kinds.items()
+    }
+    text = ", ".join(f"{name!r}: {value}" for name, value in shown.items())
+    return f'. Another name takes a section of its own: --config.{field}="{{{text}}}"'
 
 
 def check_options(function: Any, options: Mapping[str, Any], field: str, given: Iterable[str] = ()) -> None:
     """Raises UserError unless `options` are exactly the keywords of `function` that the program does not give."""
-    parameters = inspect.signature(function).parameters
-    schema = {name: p for name, p in parameters.items() if name not in given and p.kind is not p.VAR_KEYWORD}
+    schema = _schema(function, given)
     for key in options:
         if key not in schema:
             allowed = ", ".join(schema) or "none"
@@ -78,6 +94,13 @@ def check_options(function: Any, options: Mapping[str, Any], field: str, given: 
         raise UserError(f"{field}.{missing[0]} is missing; {field} needs: {', '.join(schema)}")
     for key, value in options.items():
         _check_type(f"{field}.{key}", value, schema[key].annotation)
+
+
+def _schema(function: Any, given: Iterable[str]) -> dict[str, inspect.Parameter]:
+    """The keywords of `function` that the program does not give."""
+    given = set(given)
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if name not in given and p.kind is not p.VAR_KEYWORD}
 
 
 def _check_type(field: str, value: Any, annotation: Any) -> None:

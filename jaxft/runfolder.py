@@ -42,8 +42,10 @@ class RunFolder:
         except (FileExistsError, NotADirectoryError) as error:
             file = next(path for path in (self.path, *self.path.parents) if path.exists())
             raise UserError(f"--workdir={self.path}: {file} is a file; name a folder") from error
-        except PermissionError as error:
-            raise UserError(f"--workdir={self.path}: not allowed to create it; name another folder") from error
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self.path}: cannot be created ({error.strerror}); name another folder"
+            ) from error
         if not os.access(self.path, os.W_OK):
             raise UserError(f"--workdir={self.path}: the folder cannot be written; name another one")
 
@@ -77,8 +79,15 @@ class RunFolder:
             raise UserError(f"--workdir={self.path} holds a config.json that is not of a run; name another folder")
         old = saved["config"]
         changed = difference(old, json.loads(json.dumps(raw)))
-        allowed = (*FREE, *allow)
-        fatal = [line for line in changed if not covered(line.split(":")[0], allowed)]
+        other = [line for line in changed if not covered(line.split(":")[0], FREE)]
+        if other and self.finished():
+            raise UserError(
+                f"--workdir={self.path} holds a finished run of another config:\n  "
+                + "\n  ".join(other)
+                + "\nUse another --workdir; to train its model further, start that one with "
+                + f"--config.model.hf={self.hf}"
+            )
+        fatal = [line for line in other if not covered(line.split(":")[0], allow)]
         if fatal:
             keys = [line.split(":")[0] for line in fatal]
             keys += [more for key in keys for name in FOLLOWS if covered(key, [name]) for more in FOLLOWS[name]]

@@ -374,6 +374,14 @@ def test_the_same_command_twice_ends_in_the_same_bits_with_and_without_a_compile
     program.assert_same_end(tmp_path / "run", program.unbroken())
 
 
+def test_a_finished_run_is_not_continued_under_another_config():
+    before = program.snapshot(program.unbroken())
+    done = program.run(program.unbroken(), "--allow_change=train.duration", train__duration="20 steps")
+    assert done.code == 2 and "holds a finished run of another config:\n  train.duration: '12 steps'" in done.err
+    assert "--allow_change" not in done.err and f"--config.model.hf={program.unbroken() / 'hf'}" in done.err
+    assert program.snapshot(program.unbroken()) == before
+
+
 def test_a_finished_run_started_again_says_so_and_does_nothing():
     before = program.snapshot(program.unbroken())
     done = program.run(program.unbroken())

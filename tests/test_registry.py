@@ -1,5 +1,6 @@
 import pytest
 
+from jaxft.optim import OPTIMIZERS
 from jaxft.registry import UserError, bind, call, lookup
 
 TABLE = {"adamw": f"{__name__}:adamw", "lion": "a.module.that.does.not.exist:lion"}
@@ -34,3 +35,11 @@ def test_a_section_is_a_call_with_its_keywords():
 def test_a_wrong_option_names_the_field_and_what_would_be_right(options, message):
     with pytest.raises(UserError, match=message):
         call(TABLE, {"name": "adamw", **options}, "optim")
+
+
+def test_another_name_with_the_options_of_the_old_one_is_told_how_to_give_its_own():
+    section = {"name": "sgd", "lr": 0.1, "b1": 0.9, "weight_decay": 0.0}
+    with pytest.raises(UserError) as caught:
+        bind(OPTIMIZERS, section, "optim", schedule=None, decay_mask=None, multiplier=None)
+    text = "--config.optim=\"{'name': 'sgd', 'lr': 0.1, 'momentum': FLOAT, 'nesterov': BOOL, 'weight_decay': 0.0"
+    assert "optim.b1 is not an option here" in str(caught.value) and text in str(caught.value)

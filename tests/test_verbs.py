@@ -284,6 +284,16 @@ def test_a_bad_row_stops_by_name_or_gets_an_error_in_its_place(run, tmp_path):
     predicted = predict(run, source, output, "--on_bad=skip")
     assert ["predicted_label" in row for row in predicted] == [True, False, False, False, True]
     assert [row.get("error", "").split(": ")[0][-9:] for row in predicted[1:4]] == [f"x.jsonl:{i}"[-9:] for i in "234"]
+    assert predicted[3]["other"] == 1, "what could be read of the row stays"
+
+
+def test_a_long_text_is_cut_where_training_cut_it_by_whoever_reads_the_folder(run, tmp_path):
+    source = write_rows(tmp_path / "x.jsonl", [{"text": "dull film fine " * 3 * LENGTH}])
+    ours = predict(run, source, tmp_path / "run.jsonl")
+    here("predict", f"--hf={run / 'hf'}", f"--input={source}", f"--output={tmp_path / 'hf.jsonl'}")
+    assert ours == read_rows(tmp_path / "hf.jsonl")
+    config = json.loads((run / "hf" / "tokenizer_config.json").read_text())
+    assert config["model_max_length"] == LENGTH
 
 
 def test_a_column_called_error_is_no_failure(run, tmp_path, capsys):

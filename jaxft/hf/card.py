@@ -58,9 +58,11 @@ def model_card(
     )
 
 
-def dataset_name(data: Mapping[str, Any]) -> str:
-    """What a reader calls the data of a config's `data` section: a TFDS builder, a file, or the registered name."""
-    return str(data.get("builder") or Path(data.get("train", "")).name or data["name"])
+def dataset_name(data: Mapping[str, Any], split: str) -> str:
+    """What a reader calls the data of a config's `data` section: a TFDS builder, the split's file, or its name."""
+    # A split that has no file of its own was held out of the training file.
+    file = data.get(split) or data.get("train", "")
+    return str(data.get("builder") or Path(file).name or data["name"])
 
 
 def _is_local(text: str) -> bool:

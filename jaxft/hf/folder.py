@@ -20,13 +20,15 @@ def write(
     *,
     task: Mapping[str, Any],
     tokenizer_folder: Path,
+    length: int,
     dtype: str,
     card: str,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `folder` so that transformers opens it; an older export of that name is replaced whole.
 
-    `task` holds the config.json fields of the head (id2label, problem_type, ...); `dtype` is that of the tensors.
+    `task` holds the config.json fields of the head (id2label, problem_type, ...); `length` is what the model was
+    trained on, in tokens; `dtype` is that of the tensors.
     `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
     config = {
@@ -42,7 +44,7 @@ def write(
         save.save(new, params, net.table, dtype=dtype)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)
-            tokenizer.copy_files(tokenizer_folder, new)
+            tokenizer.copy_files(tokenizer_folder, new, length)
             (new / CARD).write_text(card, encoding="utf-8")
             if check is not None:
                 check(new)

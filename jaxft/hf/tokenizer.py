@@ -15,11 +15,12 @@ from jaxft.hf import files
 from jaxft.registry import UserError
 
 TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 TEXT_VOCABS = ("vocab.txt", "vocab.json")
 VOCABS = (*TEXT_VOCABS, "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 # Every file that any tokenizer of the hub consists of; copied unchanged into an export, so that it stays the same one.
 FILES = (
-    *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(TOKENIZER, CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *VOCABS,
     *("merges.txt", "bpe.codes"),
 )
@@ -132,7 +133,7 @@ def _from_older(folder: Path) -> Any:
 
 def _pad_token(folder: Path) -> str:
     """The padding token's text, from whichever file names it; a token may be a string or an object with `content`."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in (CONFIG, "special_tokens_map.json"):
         if (folder / name).exists():
             token = files.read_json(folder, name).get("pad_token")
             if token is not None:
@@ -152,12 +153,25 @@ def check_vocab(encoder: TextEncoder, rows: int) -> None:
         )
 
 
-def copy_files(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer files of `source`, byte for byte, and returns their names."""
+def copy_files(source: Path, target: Path, max_length: int) -> list[str]:
+    """Copies the tokenizer files of `source`, byte for byte, and returns their names.
+
+    Only model_max_length becomes `max_length`, the tokens that the model was trained and measured on: so all who cut
+    texts by it read the same ones.
+    """
     present = [name for name in FILES if (source / name).exists()]
     for name in present:
         shutil.copyfile(files.inside(source, name), target / name)
+    if CONFIG in present:
+        config = files.read_json(source, CONFIG) | {"model_max_length": max_length}
+        (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return present
+
+
+def max_length(folder: Path, positions: int) -> int:
+    """How many tokens of a text to read: the tokenizer's model_max_length, at most the model's `positions`."""
+    told = files.read_json(folder, CONFIG).get("model_max_length") if (folder / CONFIG).exists() else None
+    return min(told, positions) if isinstance(told, int) and told > 0 else positions
 
 
 def train_wordpiece(
@@ -233,7 +247,7 @@ def _write(tokenizer: Any, folder: Path, lowercase: bool, positions: int) -> Non
     ids = tokenizer.get_vocab(with_added_tokens=True)
     vocab = "".join(f"{token}\n" for token in sorted(ids, key=lambda token: ids[token]))
     (temporary / "vocab.txt").write_text(vocab, encoding="utf-8", newline="\n")
-    for name, value in (("tokenizer_config.json", config), ("special_tokens_map.json", SPECIAL)):
+    for name, value in ((CONFIG, config), ("special_tokens_map.json", SPECIAL)):
         (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
     temporary.rename(folder)

@@ -53,16 +53,17 @@ def test_a_local_path_never_reaches_the_card(base_model):
 
 
 @pytest.mark.parametrize(
-    ("data", "name"),
+    ("data", "split", "name"),
     [
-        ({"name": "files", "train": "/home/somebody/reviews.jsonl", "holdout": 0.1}, "reviews.jsonl"),
-        ({"name": "tfds", "builder": "glue/sst2", "train": "train[:90%]"}, "glue/sst2"),
-        ({"name": "docstrings", "data_dir": "/home/somebody/data"}, "docstrings"),
+        ({"name": "files", "train": "/home/somebody/reviews.jsonl", "holdout": 0.1}, "validation", "reviews.jsonl"),
+        ({"name": "files", "train": "a/reviews.jsonl", "test": "b/test.csv"}, "test", "test.csv"),
+        ({"name": "tfds", "builder": "glue/sst2", "train": "train[:90%]"}, "test", "glue/sst2"),
+        ({"name": "docstrings", "data_dir": "/home/somebody/data"}, "test", "docstrings"),
     ],
     ids=str,
 )
-def test_the_data_have_the_name_that_a_reader_knows(data, name):
-    assert dataset_name(data) == name
+def test_the_data_have_the_name_that_a_reader_knows(data, split, name):
+    assert dataset_name(data, split) == name
     assert "glue/sst2" in card(config={"data": {"name": "tfds", "builder": "glue/sst2"}})
 
 

@@ -121,13 +121,16 @@ def test_the_fingerprint_follows_the_content(trained, tmp_path):
     assert other.fingerprint != trained[1].fingerprint
 
 
-def test_tokenizer_files_are_copied_byte_for_byte(trained, tmp_path):
+def test_tokenizer_files_are_copied_byte_for_byte_but_for_the_length(trained, tmp_path):
     (trained[0] / "model.safetensors").write_bytes(b"not a tokenizer file")
-    names = tokenizer.copy_files(trained[0], tmp_path)
+    names = tokenizer.copy_files(trained[0], tmp_path, max_length=24)
     assert sorted(names) == sorted(file.name for file in tmp_path.iterdir())
     assert sorted(names) == ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-    for name in names:
+    for name in set(names) - {"tokenizer_config.json"}:
         assert (tmp_path / name).read_bytes() == (trained[0] / name).read_bytes()
+    ours, theirs = (json.loads((folder / "tokenizer_config.json").read_text()) for folder in (tmp_path, trained[0]))
+    assert ours == theirs | {"model_max_length": 24}
+    assert tokenizer.max_length(tmp_path, positions=512) == 24 and tokenizer.max_length(tmp_path, positions=16) == 16
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(trained):
