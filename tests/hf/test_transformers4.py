@@ -72,7 +72,7 @@ def exported(tmp_path_factory):
     params = unflatten_dict(build.initialise(net, seed=0), sep="/")
     task = tiny.TASK.hf_config()
     options = dict(task=task, tokenizer_folder=folder / "tokenizer", dtype="float32", card="")
-    hf_folder.write(folder / "hf", net, params, **options)
+    hf_folder.write(folder / "hf", net, params, length=cfg.positions, **options)
     return folder / "hf"
 
 
