@@ -293,13 +293,6 @@ def test_a_hub_folder_that_does_not_fit(tmp_path, hub, case):
         assert "train: " not in done.out, "said before the data are read"
 
 
-def test_a_finished_run_is_not_touched_by_another_config():
-    before = program.snapshot(program.unbroken())
-    done = program.run(program.unbroken(), train__clip=0.5)
-    assert done.code == 2 and "train.clip: 1.0 -> 0.5" in done.err and "--allow_change=train.clip" in done.err
-    assert program.snapshot(program.unbroken()) == before
-
-
 @pytest.mark.parametrize("kind", ["a file", "below a file"])
 def test_a_run_folder_that_cannot_be_made(tmp_path, kind):
     (tmp_path / "file").touch()
