@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 # Before jax is imported anywhere.
@@ -18,6 +19,8 @@ import pytest
 import jaxft  # noqa: F401  (sets the flag that old jaxlib wheels need)
 from jaxft import cache
 
+# A shell starts what runs in the background with SIGINT ignored, and children inherit that; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 cache.compile_cache(pathlib.Path(tempfile.gettempdir()) / "no-run-folder")
 
