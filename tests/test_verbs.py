@@ -166,7 +166,7 @@ def test_bfloat16_halves_the_file_and_verifies(run, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     cards = [(folder / "README.md").read_text() for folder in (tmp_path / "out", run / "hf")]
     assert ["before they were rounded" in card for card in cards] == [True, False]
-    assert all("split of `train.jsonl`" in card and str(run.parent) not in card for card in cards)
+    assert all("split of `test.jsonl`" in card and str(run.parent) not in card for card in cards)
 
 
 def test_a_score_that_is_no_number_is_valid_json_and_read_back(run, tmp_path):
