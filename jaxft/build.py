@@ -1,6 +1,7 @@
 """From config to network: structure, shapes, shardings, and parameters that are never whole on one device."""
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +20,14 @@ from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
+from jaxft.layers.trunk import Losses
 from jaxft.models import MODELS
 from jaxft.registry import UserError, check_options, lookup
+
+# Tables over the vocabulary get rows up to a multiple of this, so that every usual tensor axis divides them and
+# checkpoints have one shape on every mesh. The rows are zero, no id names them and no logit comes of them.
+VOCAB_MULTIPLE = 128
+OVER_VOCAB = "_lm"  # what the names of heads end with whose logits are over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Network:
     head: str
     structure: Any  # nnx graph definition
     abstract: dict[str, jax.ShapeDtypeStruct]  # parameter path "blocks/attn/q/kernel" -> shape, dtype, sharding
+    axes: dict[str, tuple[str, ...]]  # the letters of each
+    stored: dict[str, tuple[int, ...]]  # shapes on the hub, without the rows that fill up the vocabulary
     inits: dict[str, Init]
     mesh: Mesh
     activations: sharding.Rules
@@ -39,11 +48,18 @@ class Network:
     unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
 
     def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """logits_BSC in float32; for use inside jit."""
+        """The head's logits in float32, such as logits_BSC; for use inside jit."""
+        return self.forward_with_losses(params, batch, key)[0]
+
+    def forward_with_losses(
+        self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, Losses]:
+        """The same, and what the network adds to the loss of its task: name -> (sum, weight)."""
         # GPUs and TPUs multiply float32 in fewer bits unless told otherwise; who asks for float32 gets it.
         precision = jax.default_matmul_precision("float32" if self.float32 else None)
         with precision, sharding.activations(self.mesh, self.activations):
-            return nnx.merge(self.structure, params)(batch, key)
+            logits, losses = nnx.merge(self.structure, params)(batch, key)
+        return logits[..., : self.cfg.vocab] if self.head.endswith(OVER_VOCAB) else logits, losses
 
     @property
     def table(self) -> dict[str, tuple[str, str]]:
@@ -51,12 +67,18 @@ class Network:
         rows = {**self.family.HF, **self.family.HF_HEADS[self.head]}
         return {path: row for path, row in rows.items() if path in self.abstract}
 
+    @property
+    def tied(self) -> dict[str, str]:
+        """Hub names of copies that a checkpoint may hold -> the tensor that each is a copy of."""
+        names = {name for name, _ in self.table.values()}
+        return {copy: of for copy, of in self.family.HF_TIED.get(self.head, {}).items() if copy not in names}
+
     def sizes(self) -> dict[str, int]:
         """Parameters by top-level group."""
         groups: dict[str, int] = {}
-        for path, leaf in self.abstract.items():
+        for path, shape in self.stored.items():
             group = path.split("/")[0]
-            groups[group] = groups.get(group, 0) + leaf.size
+            groups[group] = groups.get(group, 0) + math.prod(shape)
         return groups
 
 
@@ -67,25 +89,46 @@ def network(
     platform = mesh.devices.flat[0].platform
     dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
     how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat)
-    structure, state = nnx.split(family.Model(cfg, head, outputs, how))
+    vocab = _filled_up(cfg.vocab, rules.params, mesh)
+    structure, state = nnx.split(family.Model(dataclasses.replace(cfg, vocab=vocab), head, outputs, how))
     declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    abstract, inits, unsharded = {}, {}, []
+    abstract, letters, stored, inits, unsharded = {}, {}, {}, {}, []
     for path, variable in declared.items():
         shape, axes = variable.get_value().shape, variable.get_metadata("axes")
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         abstract[path] = jax.ShapeDtypeStruct(shape, jnp.dtype(model.param_dtype), sharding=where)
+        letters[path] = axes
+        stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
         inits[path] = variable.get_metadata("init")
         if sum(letter not in sharding.STACKED for letter in axes) > 1:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
-    exact = dtype == "float32"
-    return Network(family, cfg, head, structure, abstract, inits, mesh, rules.activations, exact, tuple(unsharded))
+    return Network(
+        family=family,
+        cfg=cfg,
+        head=head,
+        structure=structure,
+        abstract=abstract,
+        axes=letters,
+        stored=stored,
+        inits=inits,
+        mesh=mesh,
+        activations=rules.activations,
+        float32=dtype == "float32",
+        unsharded=tuple(unsharded),
+    )
+
+
+def _filled_up(vocab: int, rules: sharding.Rules, mesh: Mesh) -> int:
+    """Rows of a table over the vocabulary."""
+    multiple = math.lcm(VOCAB_MULTIPLE, sharding.pieces("V", rules, mesh))
+    return -(-vocab // multiple) * multiple
 
 
 def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: Any) -> tuple[Any, Any]:
     """(family module, its Config): hub values or the defaults, with `model.override` or `model.scratch` on top.
 
-    `hf` is a hub config.json, which names its family itself, or None; `given` are fields of a model from scratch that
-    the run knows (vocab, pad_id).
+    `hf` is a hub config.json, which names its family itself, or None; `given` are fields that the tokenizer tells
+    (vocab, pad_id): of a checkpoint only a padding id that its file does not name.
     """
     family = lookup(
         MODELS, *(model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type")
@@ -96,7 +139,8 @@ def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: An
         check_options(family.Config, model.scratch, "model.scratch", given)
         return family, family.Config(**model.scratch, **given)
     check_options(family.Config, model.override, "model.override", ("vocab", "pad_id"))
-    return family, dataclasses.replace(family.config_from_hf(hf), **model.override)
+    cfg = dataclasses.replace(family.config_from_hf(hf), **model.override)
+    return family, dataclasses.replace(cfg, pad_id=given["pad_id"]) if cfg.pad_id is None else cfg
 
 
 def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[str, jax.Array]:
@@ -111,13 +155,14 @@ def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[
         for path in chosen:
             leaf, init = net.abstract[path], net.inits[path]
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            if path.startswith("blocks/"):
-                value = jax.vmap(lambda k, leaf=leaf, init=init: init(k, leaf.shape[1:]))(
-                    jax.random.split(own, leaf.shape[0])
-                )
+            shape = net.stored[path]
+            if net.axes[path][0] in sharding.STACKED:
+                keys = jax.random.split(own, shape[0])
+                value = jax.vmap(lambda k, shape=shape, init=init: init(k, shape[1:]))(keys)
             else:
-                value = init(own, leaf.shape)
-            made[path] = value.astype(leaf.dtype)
+                value = init(own, shape)
+            beyond = [(0, n - own) for n, own in zip(leaf.shape, shape, strict=True)]
+            made[path] = jnp.pad(value, beyond).astype(leaf.dtype)
         return made
 
     shardings = {path: net.abstract[path].sharding for path in chosen}
@@ -139,6 +184,8 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
         legacy=net.family.HF_LEGACY,
         optional=head,
         reset=head if reset_head else set(),
+        tied=net.tied,
+        shapes=net.stored,
     )
     flat = flatten_dict(loaded, sep="/")
     new = [path for path in net.abstract if path not in flat]

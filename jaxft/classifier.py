@@ -38,7 +38,7 @@ class Classifier:
             remat="none",
             reset_head=False,
         )
-        family, cfg = build.family_config(section, hf)
+        family, cfg = build.family_config(section, hf, pad_id=self.encoder.pad_id)
         tokenizer.check_vocab(self.encoder, cfg.vocab)
         self.length = min(length or tokenizer.max_length(folder, cfg.positions), cfg.positions)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})

@@ -148,10 +148,10 @@ class Run:
         return cadence
 
     def _network(self, head: str, outputs: int, hf_folder: Path | None, **given: Any) -> build.Network:
-        """The network of the config; `given` are fields of a model from scratch."""
+        """The network of the config; `given` are fields that the tokenizer tells."""
         config = self.config
         hf = hf_load.read_config(hf_folder) if hf_folder else None
-        family, cfg = build.family_config(config.model, hf, **({} if hf else given))
+        family, cfg = build.family_config(config.model, hf, **given)
         if cfg.positions < config.input.length:
             raise UserError(
                 f"input.length={config.input.length} exceeds the model's {cfg.positions} positions; set it lower"

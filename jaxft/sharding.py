@@ -20,7 +20,7 @@ from jaxft.registry import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
 # What they mean: jaxft/layers/__init__.py.
-LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "HK", "GK", "P", "C", "N", "E", "R")
+LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q", "HK", "GK", "P", "C", "N", "E", "R")
 STACKED = ("N",)  # leading axes of stacked blocks; they do not count towards a parameter's rank
 
 Rules = Mapping[str, str | Sequence[str] | None]
@@ -118,9 +118,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def pieces(letter: str, rules: Rules, mesh: Mesh) -> int:
+    """Into how many pieces a rule wants to cut the axes of `letter`."""
+    return math.prod(mesh.shape[axis] for axis in _names(rules.get(letter)))
+
+
 def batch_shards(mesh: Mesh, activations: Rules) -> int:
     """Into how many pieces the batch axis is cut."""
-    return math.prod(mesh.shape[axis] for axis in _names(activations["B"]))
+    return pieces("B", activations, mesh)
 
 
 def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:

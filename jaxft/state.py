@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from jaxft import sharding
@@ -69,12 +70,21 @@ def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
     """The jitted step (state, batch) -> (state, sums): sums are replicated, the old state is given away."""
 
     def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        return task.loss(net.forward(masks.join(params, frozen), batch, key), batch)
+        logits, losses = net.forward_with_losses(masks.join(params, frozen), batch, key)
+        return with_losses(task.loss(logits, batch), losses)
 
     train = config.train
     step = make_train_step(loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema)
     where = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(net.mesh)))
+
+
+def with_losses(sums: Any, losses: Any) -> Any:
+    """The sums of a task with a network's own losses added: each as often as the task's loss counts."""
+    total, weight = sums["loss"]
+    for own, count in losses.values():
+        total += weight * own / jnp.maximum(count, 1)
+    return sums | losses | {"loss": (total, weight)}
 
 
 def weights(state: TrainState) -> Any:

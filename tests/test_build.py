@@ -78,7 +78,9 @@ def test_a_wrong_model_is_refused_by_field(changes, hub, message):
 @pytest.fixture
 def folder(tmp_path):
     net = tiny.network(tiny.mesh(devices=1))
-    save.save(tmp_path, unflatten_dict(build.initialise(net, seed=1), sep="/"), net.table, dtype="float32")
+    save.save(
+        tmp_path, unflatten_dict(build.initialise(net, seed=1), sep="/"), net.table, dtype="float32", shapes=net.stored
+    )
     return tmp_path
 
 

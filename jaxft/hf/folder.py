@@ -41,7 +41,7 @@ def write(
         "torch_dtype": dtype,
     }
     with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
-        save.save(new, params, net.table, dtype=dtype)  # by all processes: arrays are gathered
+        save.save(new, params, net.table, dtype=dtype, shapes=net.stored)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)
             tokenizer.copy_files(tokenizer_folder, new, length)

@@ -1,5 +1,9 @@
 """One row of a family's table: hub tensor name and axes on disk, against a parameter's path and axes here.
 
+    "blocks/attn/q/kernel": ("layers.{N}.q_proj.weight", "HK D -> D HK")       one tensor a layer, transposed
+    "blocks/attn/q/kernel": ("layers.{N}.qkv_proj.weight", "+HK D -> D HK")    the first part of a fused tensor,
+    "blocks/attn/k/kernel": ("layers.{N}.qkv_proj.weight", "+GK D -> D GK")    and the one that follows it
+
 A row renames, transposes and stacks; it never computes. So it reads the same in both directions, and a round trip
 is exact to the bit.
 """
@@ -20,6 +24,7 @@ class Layout:
 
     disk: tuple[str, ...]
     param: tuple[str, ...]
+    joined: int | None = None  # the disk axis along which parts follow each other; None: the tensor is the parameter's
 
     def to_param(self, array: Any) -> Any:
         """A view of the disk array with the parameter's axes."""
@@ -35,20 +40,27 @@ class Layout:
 
 
 def parse(text: str) -> Layout:
-    """`"F D -> D F"` as a Layout; `"D"` alone leaves the axes as they are.
+    """`"F D -> D F"` as a Layout; `"D"` alone leaves the axes as they are; "+" marks the axis of a joined tensor.
 
     Raises ValueError unless both sides carry the same letters, each once: only then can the row be inverted.
     """
     sides = [tuple(side.split()) for side in text.split("->")]
-    disk, param = sides[0], sides[-1]
-    if len(sides) > 2 or len(set(disk)) != len(disk) or sorted(disk) != sorted(param):
+    marked = [axis for axis, letter in enumerate(sides[0]) if letter.startswith("+")]
+    disk, param = (tuple(letter.removeprefix("+") for letter in side) for side in (sides[0], sides[-1]))
+    if len(sides) > 2 or len(marked) > 1 or len(set(disk)) != len(disk) or sorted(disk) != sorted(param):
         raise ValueError(f"layout {text!r}: both sides must carry the same letters, each of them once")
-    return Layout(disk, param)
+    return Layout(disk, param, marked[0] if marked else None)
+
+
+_NUMBERS = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A hub name, with `{N}` or `{E}` where a number stands, and the layout of each of its tensors."""
+    """A hub name, with `{N}` or `{E}` where a number stands, and the layout of each of its tensors.
+
+    `{N+1}`: the first of the stacked tensors is number 1, since number 0 is another parameter's.
+    """
 
     name: str
     layout: Layout
@@ -56,12 +68,13 @@ class Row:
     @property
     def stacked(self) -> tuple[str, ...]:
         """Letters of the parameter's leading axes that disk keeps as separate tensors: (), ("N",), ("N", "E")."""
-        return tuple(re.findall(r"\{(\w+)\}", self.name))
+        return tuple(letter for letter, _ in _NUMBERS.findall(self.name))
 
     def tensors(self, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
         """(index into the stacked axes, hub name) of every tensor of a parameter of `shape`."""
         for index in product(*(range(size) for size in shape[: len(self.stacked)])):
-            yield index, self.name.format(**dict(zip(self.stacked, index, strict=True)))
+            at = iter(index)
+            yield index, _NUMBERS.sub(lambda found, at=at: str(next(at) + int(found[2] or 0)), self.name)
 
     def disk_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of each of those tensors. Raises ValueError where the rank of `shape` does not fit the row."""
@@ -69,6 +82,44 @@ class Row:
         if len(own) != len(self.layout.param):
             raise ValueError(f"{self.name}: a parameter of shape {tuple(shape)} does not fit axes {self.layout.param}")
         return self.layout.disk_index(own)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a parameter lies in its tensor on disk: from `start` along the joined axis of a tensor of `whole`."""
+
+    start: int
+    whole: tuple[int, ...]
+
+    def of(self, row: Row, index: tuple[slice, ...]) -> tuple[slice, ...]:
+        """Slices of the parameter, in disk order -> slices of the tensor."""
+        axis = row.layout.joined
+        if axis is None:
+            return index
+        moved = slice(index[axis].start + self.start, index[axis].stop + self.start)
+        return (*index[:axis], moved, *index[axis + 1 :])
+
+
+def parts(table: Mapping[str, Row], shapes: Mapping[str, Sequence[int]]) -> dict[str, Part]:
+    """Path -> its place in its tensor; parts of one tensor follow each other in the order of the table.
+
+    `shapes` are those of the parameters. Raises ValueError where two rows share a tensor without being parts of it.
+    """
+    groups: dict[str, list[str]] = {}
+    for path, row in table.items():
+        groups.setdefault(row.name, []).append(path)
+    found = {}
+    for name, paths in groups.items():
+        axes = {table[path].layout.joined for path in paths}
+        if len(paths) > 1 and (None in axes or len(axes) > 1):
+            raise ValueError(f"{name} is the tensor of {', '.join(paths)}, which are not marked as parts of one axis")
+        axis, end = axes.pop(), 0
+        own = [table[path].disk_shape(shapes[path]) for path in paths]
+        whole = own[0] if axis is None else (*own[0][:axis], sum(shape[axis] for shape in own), *own[0][axis + 1 :])
+        for path, shape in zip(paths, own, strict=True):
+            found[path] = Part(end, whole)
+            end += 0 if axis is None else shape[axis]
+    return found
 
 
 def rows(table: Table) -> dict[str, Row]:

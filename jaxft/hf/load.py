@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxft.hf import files
 from jaxft.hf.files import Stored, read_config
-from jaxft.hf.layout import Row, Table, rows
+from jaxft.hf.layout import Part, Row, Table, parts, rows
 from jaxft.registry import UserError
 
 __all__ = ["LoadReport", "load", "match", "read_config"]
@@ -45,37 +45,44 @@ def load(
     legacy: Mapping[str, str],
     optional: Collection[str] = (),
     reset: Collection[str] = (),
+    tied: Mapping[str, str] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters of `abstract` (nested dict of ShapeDtypeStruct with shardings) from the safetensors of `folder`.
 
     `table` has a row per parameter path. `prefix` is what the names of a bare trunk lack; `legacy` maps old name
     endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other` belong to other heads.
+    `tied` maps names of copies to the tensors that they must equal. `shapes` are those of parameters that are larger
+    here than on disk: what is beyond is zero.
     Parameters in `optional` may be absent, those in `reset` are not read at all: both are left out of the result and
     listed in `report.new`. Raises UserError that lists every tensor that is missing, extra, misshapen or there twice.
     """
     wanted, table_rows = flatten(abstract), rows(table)
     if strangers := set(wanted) ^ set(table_rows):
         raise ValueError(f"table and model differ in: {', '.join(sorted(strangers))}")
+    shapes = {path: leaf.shape for path, leaf in wanted.items()} | dict(shapes or {})
     stored = files.index(folder)
     sources, report = match(
         folder,
         stored,
         table_rows,
-        wanted,
+        shapes,
         prefix=prefix,
         ignore=ignore,
         other=other,
         legacy=legacy,
         optional=optional,
         reset=reset,
+        tied=tied or {},
     )
+    places = parts(table_rows, shapes)
     params: dict[str, Any] = {}
     for path, tensors in sources.items():
         *parents, last = path.split("/")
         at = params
         for parent in parents:
             at = at.setdefault(parent, {})
-        at[last] = _read(wanted[path], table_rows[path], tensors)
+        at[last] = _read(wanted[path], shapes[path], table_rows[path], places[path], tensors)
     return params, report
 
 
@@ -83,7 +90,7 @@ def match(
     folder: Path,
     stored: Mapping[str, Stored],
     table: Mapping[str, Row],
-    wanted: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
     *,
     prefix: str,
     ignore: Collection[str],
@@ -91,12 +98,14 @@ def match(
     legacy: Mapping[str, str],
     optional: Collection[str],
     reset: Collection[str],
+    tied: Mapping[str, str],
 ) -> tuple[dict[str, dict[Index, Stored]], LoadReport]:
-    """Which stored tensors make up each wanted parameter, by their index in its stacked axes."""
-    names = {path: dict(table[path].tensors(leaf.shape)) for path, leaf in wanted.items()}
+    """Which stored tensors make up each parameter of `shapes`, by their index in its stacked axes."""
+    names = {path: dict(table[path].tensors(shape)) for path, shape in shapes.items()}
+    wholes = {path: part.whole for path, part in parts(table, shapes).items()}
     known = {name for tensors in names.values() for name in tensors.values()}
-    found, twice = _canonical(stored, known, prefix, legacy)
-    problems = [f"there twice: {pair}" for pair in twice]
+    found, twice = _canonical(stored, known | set(tied), prefix, legacy)
+    problems = [f"there twice: {pair}" for pair in twice] + _untie(found, tied)
 
     report = LoadReport()
     for path in (*reset, *_absent(names, found, optional)):
@@ -104,7 +113,7 @@ def match(
             report.new.append(path)
             report.dropped += [name for name in names.pop(path).values() if name in found]
     for path, tensors in names.items():
-        shape = table[path].disk_shape(wanted[path].shape)
+        shape = wholes[path]
         advice = "; --config.model.reset_head=True starts a new head instead" if path in optional else ""
         problems += filter(None, (_mismatch(name, found.get(name), shape, advice) for name in tensors.values()))
     for name in sorted(set(found) - known):
@@ -131,14 +140,36 @@ def _mismatch(name: str, tensor: Stored | None, shape: tuple[int, ...], advice: 
     return ""
 
 
+def _untie(found: dict[str, Stored], tied: Mapping[str, str]) -> list[str]:
+    """Drops from `found` the copies of tied tensors, and lists those that are no copies."""
+    problems = []
+    for copy, original in tied.items():
+        if copy not in found:
+            continue
+        tensor = found.pop(copy)
+        if original not in found:  # the copy is all there is
+            found[original] = tensor
+        elif not _equal(tensor, found[original]):
+            problems.append(
+                f"not tied: {copy} differs from {original}, though config.json ties them; "
+                "--config.model.override.tied=False keeps both"
+            )
+    return problems
+
+
+def _equal(a: Stored, b: Stored) -> bool:
+    """Bit for bit, some megabytes at a time."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype not in DTYPES:
+        return False
+    one, other = _open(a), _open(b)
+    step = max(1, 2**22 // max(1, one[:1].size))
+    return all(one[i : i + step].tobytes() == other[i : i + step].tobytes() for i in range(0, len(one), step))
+
+
 def _canonical(
     stored: Mapping[str, Stored], known: Collection[str], prefix: str, legacy: Mapping[str, str]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """The stored tensors under today's names with the trunk's prefix, and the pairs that fall on one name.
-
-    A checkpoint may hold a tied tensor twice under two names of the table; nothing here merges them. A family whose
-    head is tied to its embedding has to compare the two before it drops one.
-    """
+    """The stored tensors under today's names with the trunk's prefix, and the pairs that fall on one name."""
     found: dict[str, Stored] = {}
     origin: dict[str, str] = {}
     twice = []
@@ -166,17 +197,20 @@ def _text(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
 
 
-def _read(leaf: Any, row: Row, tensors: Mapping[Index, Stored]) -> jax.Array:
-    """One parameter, each shard of it filled on its own."""
+def _read(leaf: Any, shape: tuple[int, ...], row: Row, part: Part, tensors: Mapping[Index, Stored]) -> jax.Array:
+    """One parameter, each shard of it filled on its own; of `shape` on disk, zero beyond that."""
     stacked = len(row.stacked)
 
     def shard(index: Any) -> np.ndarray:  # one slice per axis
-        spans = [slice(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
-        out = np.empty([span.stop - span.start for span in spans], leaf.dtype)
+        spans = [slice(*one.indices(size)) for one, size in zip(index, leaf.shape, strict=True)]
+        there = [slice(min(s.start, size), min(s.stop, size)) for s, size in zip(spans, shape, strict=True)]
+        whole = spans == there
+        out = (np.empty if whole else np.zeros)([span.stop - span.start for span in spans], leaf.dtype)
+        inside = tuple(slice(0, span.stop - span.start) for span in there)
         for at in np.ndindex(*out.shape[:stacked]):
             layer = tuple(span.start + i for span, i in zip(spans, at, strict=False))
-            on_disk = _open(tensors[layer])[row.layout.disk_index(spans[stacked:])]
-            out[at] = row.layout.to_param(on_disk)
+            on_disk = _open(tensors[layer])[part.of(row, row.layout.disk_index(there[stacked:]))]
+            out[at][inside[stacked:]] = row.layout.to_param(on_disk)
         return out
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)

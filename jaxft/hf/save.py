@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.hf import files
-from jaxft.hf.layout import Row, Table, rows
+from jaxft.hf.layout import Row, Table, parts, rows
 from jaxft.hf.load import flatten
 from jaxft.registry import UserError, nearest
 
@@ -36,21 +36,28 @@ METADATA = {"format": "pt", "writer": "jaxft"}
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One hub tensor to be written, and where it comes from."""
+    """One hub tensor to be written, and the parameters that it is made of, at `index` of their stacked axes."""
 
     name: str
     shape: tuple[int, ...]
-    path: str
+    paths: tuple[str, ...]
     index: tuple[int, ...]
 
 
 def save(
-    folder: Path, params: Mapping[str, Any], table: Table, *, dtype: str, shard_bytes: int = 5_000_000_000
+    folder: Path,
+    params: Mapping[str, Any],
+    table: Table,
+    *,
+    dtype: str,
+    shard_bytes: int = 5_000_000_000,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[str]:
     """Writes `params` as safetensors into `folder`, in files of `shard_bytes` at most, and returns the files' names.
 
-    `dtype` is float32, bfloat16 or float16. With several processes all must call it, since each array is gathered; the
-    first writes. Raises UserError for an unknown dtype, a disk that is too small, and a value that overflows float16.
+    `dtype` is float32, bfloat16 or float16. `shapes` are those of parameters that are smaller on disk than here. With
+    several processes all must call it, since each array is gathered; the first writes. Raises UserError for an unknown
+    dtype, a disk that is too small, and a value that overflows float16.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} is not known; known: {', '.join(DTYPES)}{nearest(dtype, DTYPES)}")
@@ -58,15 +65,16 @@ def save(
     flat, table_rows = flatten(params), rows(table)
     if strangers := set(flat) ^ set(table_rows):
         raise ValueError(f"table and parameters differ in: {', '.join(sorted(strangers))}")
-    plan = _plan(flat, table_rows, itemsize, shard_bytes)
-    total = sum(math.prod(param.shape) for param in flat.values()) * itemsize
+    shapes = {path: param.shape for path, param in flat.items()} | dict(shapes or {})
+    plan = _plan(shapes, table_rows, itemsize, shard_bytes)
+    total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
     writes = jax.process_index() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
         _check_space(folder, total)
     for name, shard in plan.items():
         with (folder / name).open("wb") if writes else contextlib.nullcontext() as stream:
-            _write(stream, shard, flat, table_rows, dtype)
+            _write(stream, shard, flat, shapes, table_rows, dtype)
     if writes and len(plan) > 1:
         weight_map = {tensor.name: name for name, shard in plan.items() for tensor in shard}
         save_json(folder, files.INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
@@ -74,26 +82,37 @@ def save(
 
 
 def _plan(
-    flat: Mapping[str, Any], table: Mapping[str, Row], itemsize: int, shard_bytes: int
+    shapes: Mapping[str, tuple[int, ...]], table: Mapping[str, Row], itemsize: int, shard_bytes: int
 ) -> dict[str, list[_Tensor]]:
     """File name -> its tensors, in the table's order. A tensor larger than `shard_bytes` gets a file of its own."""
     shards: list[list[_Tensor]] = [[]]
     used = 0
+    places = parts(table, shapes)
+    sharing: dict[str, list[str]] = {}
     for path, row in table.items():
-        shape = row.disk_shape(flat[path].shape)
-        size = math.prod(shape) * itemsize
-        for index, name in row.tensors(flat[path].shape):
+        sharing.setdefault(row.name, []).append(path)
+    for paths in sharing.values():
+        row, whole = table[paths[0]], places[paths[0]].whole
+        size = math.prod(whole) * itemsize
+        for index, name in row.tensors(shapes[paths[0]]):
             if shards[-1] and used + size > shard_bytes:
                 shards.append([])
                 used = 0
-            shards[-1].append(_Tensor(name, shape, path, index))
+            shards[-1].append(_Tensor(name, whole, tuple(paths), index))
             used += size
     if len(shards) == 1:
         return {files.SINGLE: shards[0]}
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
-def _write(stream: Any, shard: list[_Tensor], flat: Mapping[str, Any], table: Mapping[str, Row], dtype: str) -> None:
+def _write(
+    stream: Any,
+    shard: list[_Tensor],
+    flat: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    table: Mapping[str, Row],
+    dtype: str,
+) -> None:
     """Header, then the bytes of tensor after tensor. `stream` is None in a process that only helps to gather."""
     code, kind = DTYPES[dtype]
     if stream is not None:
@@ -106,9 +125,11 @@ def _write(stream: Any, shard: list[_Tensor], flat: Mapping[str, Any], table: Ma
         text += b" " * (-len(text) % 8)  # the format asks for tensors aligned to 8 bytes
         stream.write(len(text).to_bytes(8, "little") + text)
     for tensor in shard:
-        array = _gather(flat[tensor.path], tensor.index)
+        pieces = [_gather(flat[path], tensor.index) for path in tensor.paths]
         if stream is not None:
-            stream.write(_on_disk(array, table[tensor.path], tensor.name, kind).data)
+            kept = [shapes[path][len(tensor.index) :] for path in tensor.paths]
+            own = [piece[tuple(map(slice, shape))] for piece, shape in zip(pieces, kept, strict=True)]
+            stream.write(_on_disk(own, [table[path] for path in tensor.paths], tensor.name, kind).data)
     if stream is not None:
         stream.flush()
         os.fsync(stream.fileno())
@@ -124,9 +145,10 @@ def _gather(param: Any, index: tuple[int, ...]) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(one, tiled=True))
 
 
-def _on_disk(array: np.ndarray, row: Row, name: str, kind: Any) -> np.ndarray:
-    """Bytes of `array` in disk order and dtype, as uint8."""
-    exact = np.ascontiguousarray(row.layout.to_disk(array))
+def _on_disk(pieces: list[np.ndarray], rows: list[Row], name: str, kind: Any) -> np.ndarray:
+    """Bytes of the tensor that `pieces` join into, in disk order and dtype, as uint8."""
+    views = [row.layout.to_disk(piece) for row, piece in zip(rows, pieces, strict=True)]
+    exact = np.ascontiguousarray(np.concatenate(views, rows[0].layout.joined) if len(views) > 1 else views[0])
     with np.errstate(over="ignore"):  # reported below, by name
         cast = exact.astype(kind)
     if kind is np.float16 and (np.isinf(cast) & np.isfinite(exact)).any():

@@ -5,6 +5,7 @@ The letters of dimensions, used in variable names, einsums, parameter axes, hub 
     B batch rows   L row length (tokens)   M key length     S segment slots of a packed row
     D model        F feed-forward          V vocabulary     T table rows other than V (positions, token types)
     H heads        G key/value heads       K head size      HK, GK: heads x head size, flattened in kernels
+    Q query heads that share one of G
     P pooled width C classes or outputs    N layers         E experts   R rank
 
 Activations carry the compute dtype: an embedding casts once, every later layer follows its input. Parameters stay in

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flax import nnx
 from jaxft.layers.dense import Dense
 from jaxft.layers.dropout import dropout
 from jaxft.layers.parameter import Init
+from jaxft.layers.rope import Rotary
 from jaxft.sharding import constrain
 
 # Finite, so that a fully masked row is a uniform average rather than NaN.
@@ -22,64 +23,151 @@ class Where:
     """Which query may attend to which key: a description, not a dense mask, so that a kernel can use it.
 
     A query sees a key of the same segment. Segment 0 is padding: it sees only padding and is seen by nobody else.
+    `causal`: and none that comes later in the row. `window` > 0: and only near ones, causally the last `window` tokens
+    with itself among them, else up to `window` tokens away on either side. The tokens of a segment are neighbours, so
+    that distances within it are those of their places in the row.
     """
 
     query_BL: jax.Array  # segment of each query
     key_BM: jax.Array  # segment of each key
+    at_BL: jax.Array | None = None  # place of each query among the keys; None: query l stands where key l does
+    causal: bool = False
+    window: int = 0
 
     @classmethod
-    def within(cls, segment_BL: jax.Array) -> Self:
+    def within(cls, segment_BL: jax.Array, *, causal: bool = False, window: int = 0) -> Self:
         """Every token asks, and is asked within its segment."""
-        return cls(segment_BL, segment_BL)
+        return cls(segment_BL, segment_BL, None, causal, window)
 
     def at(self, position_BS: jax.Array) -> Self:
-        """The same for the queries at these positions alone."""
-        return dataclasses.replace(self, query_BL=jnp.take_along_axis(self.query_BL, position_BS, axis=1))
+        """The same for the queries at these places alone."""
+        query_BS = jnp.take_along_axis(self.query_BL, position_BS, axis=1)
+        return dataclasses.replace(self, query_BL=query_BS, at_BL=position_BS)
 
     def mask_BLM(self) -> jax.Array:
-        return self.query_BL[:, :, None] == self.key_BM[:, None, :]
+        same_BLM = self.query_BL[:, :, None] == self.key_BM[:, None, :]
+        if not self.causal and not self.window:
+            return same_BLM
+        return same_BLM & self._near(self.away())
+
+    def away(self) -> jax.Array:
+        """How far before each query each key stands, int32 [B or 1, L, M]; negative: behind it."""
+        at_BL = jnp.arange(self.query_BL.shape[1])[None] if self.at_BL is None else self.at_BL
+        return at_BL[:, :, None] - jnp.arange(self.key_BM.shape[1])[None, None, :]
+
+    def _near(self, away: jax.Array) -> jax.Array:
+        if not self.causal:
+            return jnp.abs(away) <= self.window
+        return (away >= 0) & (away < self.window) if self.window else away >= 0
 
 
-jax.tree_util.register_dataclass(Where, data_fields=["query_BL", "key_BM"], meta_fields=[])
+jax.tree_util.register_dataclass(Where, data_fields=["query_BL", "key_BM", "at_BL"], meta_fields=["causal", "window"])
+
+
+@dataclass(frozen=True)
+class Sight:
+    """All that one layer is told of the rows: which keys are seen, how positions turn them, what is added to scores."""
+
+    where: Where
+    rotary: Rotary | None = None
+    bias_BHLM: jax.Array | None = None  # B may be 1
+
+    def at(self, position_BS: jax.Array) -> Self:
+        """The same for the queries at these places alone. A bias is left out: who has one computes it anew."""
+        return dataclasses.replace(self, where=self.where.at(position_BS))
 
 
 def attention(
     q_BLHK: jax.Array,
-    k_BMHK: jax.Array,
-    v_BMHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGK: jax.Array,
     where: Where,
     scale: float,
+    *,
+    softcap: float = 0.0,
+    bias_BHLM: jax.Array | None = None,
     drop: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k^T * scale) v over the keys that `where` allows, [B, L, H, K]; softmax in float32.
+    """softmax(q k^T * scale + bias) v over the keys that `where` allows, [B, L, H, K]; softmax in float32.
 
-    Source: Vaswani et al. 2017, eq. 1. `drop` is the dropout rate of the attention weights, as BERT has it.
+    Of G < H key heads each serves H / G query heads in turn (Ainslie et al. 2023). `softcap` > 0 bounds the scores by
+    cap * tanh(score / cap), as Gemma 2 has it. `drop` is the dropout rate of the attention weights, as BERT has it.
+    Source: Vaswani et al. 2017, eq. 1.
     """
-    score_BHLM = jnp.einsum("BLHK,BMHK->BHLM", q_BLHK * jnp.asarray(scale, q_BLHK.dtype), k_BMHK)
-    masked_BHLM = jnp.where(where.mask_BLM()[:, None], score_BHLM.astype(jnp.float32), MASKED)
-    weight_BHLM = jax.nn.softmax(masked_BHLM, axis=-1).astype(v_BMHK.dtype)
-    return jnp.einsum("BHLM,BMHK->BLHK", dropout(weight_BHLM, drop, key), v_BMHK)
+    B, L, H, K = q_BLHK.shape
+    G = k_BMGK.shape[2]
+    q_BLGQK = (q_BLHK * jnp.asarray(scale, q_BLHK.dtype)).reshape(B, L, G, H // G, K)
+    score_BGQLM = jnp.einsum("BLGQK,BMGK->BGQLM", q_BLGQK, k_BMGK).astype(jnp.float32)
+    if softcap:
+        score_BGQLM = softcap * jnp.tanh(score_BGQLM / softcap)
+    if bias_BHLM is not None:
+        score_BGQLM += bias_BHLM.astype(jnp.float32).reshape(-1, G, H // G, *bias_BHLM.shape[2:])
+    masked_BGQLM = jnp.where(where.mask_BLM()[:, None, None], score_BGQLM, MASKED)
+    weight_BGQLM = dropout(jax.nn.softmax(masked_BGQLM, axis=-1).astype(v_BMGK.dtype), drop, key)
+    return jnp.einsum("BGQLM,BMGK->BLGQK", weight_BGQLM, v_BMGK).reshape(B, L, H, K)
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head self-attention with separate query, key, value and output projections."""
+class Attention(nnx.Module):
+    """Query, key, value and output projections around `attention`; self-attention, or over another sequence.
 
-    def __init__(self, d_model: int, heads: int, init: Init, drop: float):
-        self.heads, self.drop = heads, drop
-        self.q = Dense(d_model, d_model, ("D", "HK"), init)
-        self.k = Dense(d_model, d_model, ("D", "HK"), init)
-        self.v = Dense(d_model, d_model, ("D", "HK"), init)
-        self.out = Dense(d_model, d_model, ("HK", "D"), init)
+    `kv_heads` None: as many as `heads`; `head_dim` None: d_model / heads; `scale` None: head_dim ** -0.5. `q_norm` and
+    `k_norm` normalise each head before it is turned.
+    """
 
-    def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, where: Where, key: jax.Array | None) -> jax.Array:
+    def __init__(
+        self,
+        d_model: int,
+        heads: int,
+        init: Init,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool | None = None,
+        scale: float | None = None,
+        softcap: float = 0.0,
+        drop: float = 0.0,
+        q_norm: nnx.Module | None = None,
+        k_norm: nnx.Module | None = None,
+    ):
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.head_dim = head_dim or d_model // heads
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.softcap, self.drop = softcap, drop
+        wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q = Dense(d_model, wide, ("D", "HK"), init, bias)
+        self.k = Dense(d_model, narrow, ("D", "GK"), init, bias)
+        self.v = Dense(d_model, narrow, ("D", "GK"), init, bias)
+        self.out = Dense(wide, d_model, ("HK", "D"), init, bias if out_bias is None else out_bias)
+        self.q_norm, self.k_norm = q_norm, k_norm
+
+    def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array:
         """Queries of `x_BLD` over keys and values of `over_BMD`, [B, L, D]."""
-        q_BLHK = self._heads(self.q(x_BLD))
-        k_BMHK, v_BMHK = self._heads(self.k(over_BMD)), self._heads(self.v(over_BMD))
-        mixed_BLHK = attention(q_BLHK, k_BMHK, v_BMHK, where, q_BLHK.shape[-1] ** -0.5, self.drop, key)
-        return constrain(self.out(mixed_BLHK.reshape(x_BLD.shape)), "BLD")
+        q_BLHK = _normed(self.q_norm, self._heads(self.q(x_BLD), self.heads, "BLHK"))
+        k_BMGK = _normed(self.k_norm, self._heads(self.k(over_BMD), self.kv_heads, "BMGK"))
+        v_BMGK = self._heads(self.v(over_BMD), self.kv_heads, "BMGK")
+        if sight.rotary is not None:
+            at_BL = sight.where.at_BL
+            q_BLHK = (sight.rotary if at_BL is None else sight.rotary.at(at_BL))(q_BLHK)
+            k_BMGK = sight.rotary(k_BMGK)
+        mixed_BLHK = attention(
+            q_BLHK,
+            k_BMGK,
+            v_BMGK,
+            sight.where,
+            self.scale,
+            softcap=self.softcap,
+            bias_BHLM=sight.bias_BHLM,
+            drop=self.drop,
+            key=key,
+        )
+        return constrain(self.out(mixed_BLHK.reshape(*x_BLD.shape[:2], -1)), "BLD")
 
-    def _heads(self, x_BLD: jax.Array) -> jax.Array:
-        """[B, L, D] -> [B, L, H, K]."""
-        B, L, D = x_BLD.shape
-        return constrain(x_BLD.reshape(B, L, self.heads, D // self.heads), "BLHK")
+    def _heads(self, x_BLF: jax.Array, heads: int, letters: str) -> jax.Array:
+        """[B, L, heads * K] -> [B, L, heads, K]."""
+        return constrain(x_BLF.reshape(*x_BLF.shape[:2], heads, self.head_dim), letters)
+
+
+def _normed(norm: Any, x_BLHK: jax.Array) -> jax.Array:
+    return x_BLHK if norm is None else norm(x_BLHK)

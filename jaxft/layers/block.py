@@ -1,9 +1,12 @@
-"""The encoder block of BERT and of those after it: layer norm after each residual."""
+"""Blocks: attention and feed-forward around a residual stream, with the norm after or before each."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
 
-from jaxft.layers.attention import SelfAttention, Where
+from jaxft.layers.attention import Attention, Sight
 from jaxft.layers.dropout import dropout
 from jaxft.layers.mlp import Mlp
 from jaxft.layers.norm import LayerNorm
@@ -12,7 +15,7 @@ from jaxft.layers.stack import pick
 
 
 class PostNormBlock(nnx.Module):
-    """Attention and feed-forward, each: dropout, add, norm (Vaswani et al. 2017, section 3.1)."""
+    """The block of BERT and those after it. Each part: dropout, add, norm (Vaswani et al. 2017, section 3.1)."""
 
     def __init__(
         self,
@@ -27,16 +30,61 @@ class PostNormBlock(nnx.Module):
         init: Init,
     ):
         self.drop = dropout
-        self.attn = SelfAttention(d_model, heads, init, attention_dropout)
+        self.attn = Attention(d_model, heads, init, drop=attention_dropout)
         self.attn_norm = LayerNorm(d_model, eps)
         self.mlp = Mlp(d_model, d_ff, act, init)
         self.mlp_norm = LayerNorm(d_model, eps)
 
     def __call__(
-        self, over_BMD: jax.Array, where: Where, key: jax.Array | None, at_BS: jax.Array | None = None
-    ) -> jax.Array:
+        self, over_BMD: jax.Array, sight: Sight, key: jax.Array | None, at_BS: jax.Array | None = None
+    ) -> tuple[jax.Array, None]:
         """[B, M, D] -> [B, M, D], or [B, S, D] at the positions `at_BS` alone."""
         key_weights, key_attn, key_mlp = (None, None, None) if key is None else jax.random.split(key, 3)
-        x_BLD, where = (over_BMD, where) if at_BS is None else (pick(over_BMD, at_BS), where.at(at_BS))
-        x_BLD = self.attn_norm(x_BLD + dropout(self.attn(x_BLD, over_BMD, where, key_weights), self.drop, key_attn))
-        return self.mlp_norm(x_BLD + dropout(self.mlp(x_BLD), self.drop, key_mlp))
+        x_BLD, sight = (over_BMD, sight) if at_BS is None else (pick(over_BMD, at_BS), sight.at(at_BS))
+        x_BLD = self.attn_norm(x_BLD + dropout(self.attn(x_BLD, over_BMD, sight, key_weights), self.drop, key_attn))
+        return self.mlp_norm(x_BLD + dropout(self.mlp(x_BLD), self.drop, key_mlp)), None
+
+
+class PreNormBlock(nnx.Module):
+    """The block of GPT-2, Llama and those after them. Each part: norm, then add (Xiong et al. 2020).
+
+    `norm` makes each of the norms; with `after` there is another one behind attention and behind the feed-forward,
+    before what they give is added, as in Gemma.
+    """
+
+    def __init__(
+        self,
+        attn: Attention,
+        mlp: Callable[[jax.Array], jax.Array],
+        norm: Callable[[], Any],
+        *,
+        drop: float = 0.0,
+        after: bool = False,
+    ):
+        self.drop = drop
+        self.attn_norm, self.attn = norm(), attn
+        self.attn_after = norm() if after else None
+        self.mlp_norm, self.mlp = norm(), mlp
+        self.mlp_after = norm() if after else None
+
+    def __call__(
+        self, over_BMD: jax.Array, sight: Sight, key: jax.Array | None, at_BS: jax.Array | None = None
+    ) -> tuple[jax.Array, Any]:
+        """[B, M, D] -> [B, M, D], or [B, S, D] at the positions `at_BS` alone; and what the feed-forward left aside."""
+        key_weights, key_attn, key_mlp = (None, None, None) if key is None else jax.random.split(key, 3)
+        normed_BMD = self.attn_norm(over_BMD)
+        x_BLD, query_BLD = over_BMD, normed_BMD
+        if at_BS is not None:
+            x_BLD, query_BLD, sight = pick(over_BMD, at_BS), pick(normed_BMD, at_BS), sight.at(at_BS)
+        mixed_BLD = self.attn(query_BLD, normed_BMD, sight, key_weights)
+        x_BLD = x_BLD + dropout(_then(self.attn_after, mixed_BLD), self.drop, key_attn)
+        fed_BLD, aside = self.feed(self.mlp_norm(x_BLD), sight)
+        return x_BLD + dropout(_then(self.mlp_after, fed_BLD), self.drop, key_mlp), aside
+
+    def feed(self, x_BLD: jax.Array, sight: Sight) -> tuple[jax.Array, Any]:
+        """The feed-forward, and what it leaves aside for the network's own losses: of a dense one nothing."""
+        return self.mlp(x_BLD), None
+
+
+def _then(norm: Any, x_BLD: jax.Array) -> jax.Array:
+    return x_BLD if norm is None else norm(x_BLD)

@@ -1,4 +1,4 @@
-"""Tables looked up by id, and the sum of three that a BERT begins with."""
+"""Tables looked up by id, and what a network begins with: words alone, or the sum of three that a BERT has."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.layers.dense import affine
 from jaxft.layers.dropout import dropout
 from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Init, parameter
@@ -25,6 +26,23 @@ class Embed(nnx.Module):
         # The columns are gathered before the look-up: a table sharded both ways makes XLA rematerialise it in full.
         table = constrain(self.table[...].astype(dtype), self.letter + "_")
         return constrain(jnp.take(table, ids_BL, axis=0, mode="clip"), "BLD")
+
+    def attend(self, x_BLD: jax.Array) -> jax.Array:
+        """The product of each vector with each row of the table, [B, L, rows], in the dtype of `x`."""
+        return affine(x_BLD, self.table[...].astype(x_BLD.dtype).T, None)
+
+
+class TokenEmbed(nnx.Module):
+    """Words alone, times `scale`: positions come with the attention."""
+
+    def __init__(self, vocab: int, d_model: int, init: Init, *, scale: float = 1.0):
+        self.scale = scale
+        self.word = Embed(vocab, d_model, ("V", "D"), init)
+
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
+        """ids [B, L] -> [B, L, D] in `dtype`."""
+        x_BLD = self.word(batch["ids"], dtype)
+        return x_BLD if self.scale == 1 else x_BLD * jnp.asarray(self.scale, dtype)
 
 
 class TextEmbed(nnx.Module):

@@ -1,6 +1,7 @@
-"""What stands on an encoder: one logit vector per segment, or per token, in float32."""
+"""What stands on a trunk: logits of each segment, of each token, or over the vocabulary, in float32."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,12 @@ from flax import nnx
 
 from jaxft.layers.dense import Dense
 from jaxft.layers.dropout import dropout
+from jaxft.layers.embed import Embed
 from jaxft.layers.mlp import ACTIVATIONS
-from jaxft.layers.parameter import Init
+from jaxft.layers.parameter import Init, parameter, zeros
+from jaxft.sharding import constrain
+
+Batch = Mapping[str, jax.Array]
 
 
 class SequenceHead(nnx.Module):
@@ -21,7 +26,7 @@ class SequenceHead(nnx.Module):
         self.classifier = Dense(d_model, outputs, ("P", "C"), init)
 
     @staticmethod
-    def reads(batch: Mapping[str, jax.Array]) -> jax.Array | None:
+    def reads(batch: Batch) -> jax.Array | None:
         """Positions [B, S] whose vectors the head is given; None for all."""
         return batch["first"]
 
@@ -34,6 +39,23 @@ class SequenceHead(nnx.Module):
         return self.classifier(dropout(pooled_BSP, self.drop, key)).astype(jnp.float32)
 
 
+class LastHead(nnx.Module):
+    """classifier(x) over the last token of each segment, which of a decoder is the one that has seen all others."""
+
+    def __init__(self, d_model: int, outputs: int, *, init: Init):
+        self.classifier = Dense(d_model, outputs, ("D", "C"), init, bias=False)
+
+    @staticmethod
+    def reads(batch: Batch) -> jax.Array | None:
+        slot_S = jnp.arange(1, batch["first"].shape[1] + 1)
+        inside_BSL = batch["segment"][:, None, :] == slot_S[None, :, None]
+        return batch["first"] + jnp.maximum(inside_BSL.sum(-1), 1) - 1
+
+    def __call__(self, x_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, S, D] -> logits_BSC."""
+        return self.classifier(x_BSD).astype(jnp.float32)
+
+
 class TokenHead(nnx.Module):
     """classifier(dropout(x)) of every token: tags, or with two outputs the start and end of an answer."""
 
@@ -42,9 +64,61 @@ class TokenHead(nnx.Module):
         self.classifier = Dense(d_model, outputs, ("D", "C"), init)
 
     @staticmethod
-    def reads(batch: Mapping[str, jax.Array]) -> jax.Array | None:
+    def reads(batch: Batch) -> jax.Array | None:
         return None
 
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, L, D] -> logits_BLC."""
         return self.classifier(dropout(x_BLD, self.drop, key)).astype(jnp.float32)
+
+
+class VocabHead(nnx.Module):
+    """unembed(transform(x)) over the vocabulary, of every token.
+
+    `tied` is the embedding whose table also unembeds (Press & Wolf 2016), None: the head has a table of its own.
+    `softcap` > 0 bounds the logits by cap * tanh(logit / cap); `scale` multiplies the vectors before.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        d_model: int,
+        *,
+        init: Init,
+        tied: Embed | None,
+        bias: bool = False,
+        softcap: float = 0.0,
+        scale: float = 1.0,
+        transform: Callable[[jax.Array], jax.Array] | None = None,
+    ):
+        self.softcap, self.scale = softcap, scale
+        self.transform = transform
+        self.unembed = Embed(vocab, d_model, ("V", "D"), init) if tied is None else tied
+        self.bias = parameter((vocab,), ("V",), zeros) if bias else None
+
+    @staticmethod
+    def reads(batch: Batch) -> jax.Array | None:
+        return None
+
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, L, D] -> logits_BLV."""
+        if self.transform is not None:
+            x_BLD = self.transform(x_BLD)
+        if self.scale != 1:
+            x_BLD = x_BLD * jnp.asarray(self.scale, x_BLD.dtype)
+        logits_BLV = constrain(self.unembed.attend(x_BLD).astype(jnp.float32), "BLV")
+        if self.bias is not None:
+            logits_BLV += self.bias[...].astype(jnp.float32).reshape(1, 1, -1)
+        return self.softcap * jnp.tanh(logits_BLV / self.softcap) if self.softcap else logits_BLV
+
+
+class Transform(nnx.Module):
+    """norm(act(dense(x))): what a masked LM of the BERT kind does before it unembeds."""
+
+    def __init__(self, d_model: int, d_embed: int, act: str, norm: Any, init: Init, bias: bool = True):
+        self.act = act
+        self.dense = Dense(d_model, d_embed, ("D", "P"), init, bias)
+        self.norm = norm
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        return self.norm(ACTIVATIONS[self.act](self.dense(x_BLD)))

@@ -32,11 +32,25 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 class Mlp(nnx.Module):
     """down(act(up(x))), Vaswani et al. 2017, section 3.3."""
 
-    def __init__(self, d_model: int, d_ff: int, act: str, init: Init):
+    def __init__(self, d_model: int, d_ff: int, act: str, init: Init, bias: bool = True):
         self.act = act
-        self.up = Dense(d_model, d_ff, ("D", "F"), init)
-        self.down = Dense(d_ff, d_model, ("F", "D"), init)
+        self.up = Dense(d_model, d_ff, ("D", "F"), init, bias)
+        self.down = Dense(d_ff, d_model, ("F", "D"), init, bias)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         hidden_BLF = constrain(ACTIVATIONS[self.act](self.up(x_BLD)), "BLF")
+        return constrain(self.down(hidden_BLF), "BLD")
+
+
+class GatedMlp(nnx.Module):
+    """down(act(gate(x)) * up(x)), Shazeer 2020."""
+
+    def __init__(self, d_model: int, d_ff: int, act: str, init: Init, bias: bool = False):
+        self.act = act
+        self.gate = Dense(d_model, d_ff, ("D", "F"), init, bias)
+        self.up = Dense(d_model, d_ff, ("D", "F"), init, bias)
+        self.down = Dense(d_ff, d_model, ("F", "D"), init, bias)
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        hidden_BLF = constrain(ACTIVATIONS[self.act](self.gate(x_BLD)) * self.up(x_BLD), "BLF")
         return constrain(self.down(hidden_BLF), "BLD")

@@ -26,6 +26,23 @@ class LayerNorm(nnx.Module):
         return scaled(unit, self.scale[...].astype(jnp.float32), bias_D).astype(x.dtype)
 
 
+class RmsNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang & Sennrich 2019).
+
+    `offset`: the stored weight is scale - 1, as Gemma has it.
+    """
+
+    def __init__(self, d_model: int, eps: float, *, offset: bool = False, axes: tuple[str] = ("D",)):
+        self.eps, self.offset = eps, offset
+        self.scale = parameter((d_model,), axes, zeros if offset else ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        unit = x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + self.eps)
+        scale_D = self.scale[...].astype(jnp.float32)
+        return scaled(unit, 1 + scale_D if self.offset else scale_D, None).astype(x.dtype)
+
+
 @jax.custom_vjp
 def scaled(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None) -> jax.Array:
     """x [..., D] * scale + bias in float32. The gradient is written out for its sums over rows: see sums.py."""

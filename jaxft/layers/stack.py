@@ -1,6 +1,6 @@
 """Equal blocks as one block whose parameters carry a leading N axis, run by scan or unrolled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.sharding import constrain
+
+Kind = Any  # hashable: a constant of the program
 
 REMAT = {
     "none": None,
@@ -38,36 +40,59 @@ def stack(block: nnx.Module, n: int) -> Any:
 
 def run_stack(
     blocks: Any,
-    call: Callable[[Any, jax.Array, jax.Array | None, jax.Array | None], jax.Array],
+    call: Callable[[Any, jax.Array, jax.Array | None, jax.Array | None, Kind], tuple[jax.Array, Any]],
     x_BLD: jax.Array,
     key: jax.Array | None,
     how: Execution,
-    at_BS: jax.Array | None = None,
-) -> jax.Array:
-    """Runs `call(block, x, key, at)` for each of the N blocks in turn: [B, L, D], or [B, S, D] at positions `at_BS`.
+    at_BS: jax.Array | None,
+    kinds: Sequence[Kind],
+) -> tuple[jax.Array, Any]:
+    """Runs `call(block, x, key, at, kind)` for each of the N blocks in turn: [B, L, D], or [B, S, D] at places `at_BS`.
 
-    What only a few positions are read of need not be computed elsewhere: unrolled, the last block is asked for these
-    alone, and saves all but its keys and values. A scan treats all blocks alike and picks at the end, since cutting the
-    last block off its stacked parameters would copy them. The numbers are the same but for the draw of dropout masks.
+    `kinds` says for each block what sets it apart from its equals, as a constant of the program. What the calls leave
+    aside beside x is summed over the blocks. What only a few places are read of need not be computed elsewhere:
+    unrolled, the last block is asked for these alone, and saves all but its keys and values. A scan treats all blocks
+    alike and picks at the end, since cutting the last block off its stacked parameters would copy them. The numbers are
+    the same but for the draw of dropout masks.
     """
     structure, stacked = nnx.split(blocks)
     params = nnx.to_pure_dict(stacked)
     n = jax.tree.leaves(params)[0].shape[0]
     keys = None if key is None else jax.random.split(key, n)
 
-    def body(x_BLD: jax.Array, layer: Any, at_BS: jax.Array | None = None) -> tuple[jax.Array, None]:
+    def body(x_BLD: jax.Array, layer: Any, kind: Kind, at_BS: jax.Array | None = None) -> tuple[jax.Array, Any]:
         one, layer_key = layer
-        return call(nnx.merge(structure, one), x_BLD, layer_key, at_BS), None
+        return call(nnx.merge(structure, one), x_BLD, layer_key, at_BS, kind)
 
     if how.remat != "none":
-        body = jax.checkpoint(body, policy=REMAT[how.remat], prevent_cse=not how.scan)
+        body = jax.checkpoint(body, policy=REMAT[how.remat], prevent_cse=not how.scan, static_argnums=(2,))
     if how.scan:
-        x_BLD, _ = jax.lax.scan(body, x_BLD, (params, keys))
-        return x_BLD if at_BS is None else pick(x_BLD, at_BS)
-    *below, last = _unstack((params, keys), n)
-    for layer in below:
-        x_BLD, _ = body(x_BLD, layer)
-    return body(x_BLD, last, at_BS)[0]
+        x_BLD, aside = _scan(body, x_BLD, (params, keys), kinds)
+        return x_BLD if at_BS is None else pick(x_BLD, at_BS), aside
+    asides = []
+    for i, (layer, kind) in enumerate(zip(_unstack((params, keys), n), kinds, strict=True)):
+        x_BLD, aside = body(x_BLD, layer, kind, at_BS if i == n - 1 else None)
+        asides.append(aside)
+    return x_BLD, jax.tree.map(lambda *parts: sum(parts), *asides)
+
+
+def _scan(body: Callable[..., Any], x_BLD: jax.Array, layers: Any, kinds: Sequence[Kind]) -> tuple[jax.Array, Any]:
+    """The blocks by `lax.scan`, one turn for as many as it takes until their kinds repeat (five local, one global)."""
+    n = len(kinds)
+    turn = next(p for p in range(1, n + 1) if n % p == 0 and all(kinds[i] == kinds[i % p] for i in range(n)))
+
+    def turn_body(x_BLD: jax.Array, group: Any) -> tuple[jax.Array, Any]:
+        asides = []
+        for i in range(turn):
+            layer = group if turn == 1 else jax.tree.map(lambda leaf, i=i: leaf[i], group)
+            x_BLD, aside = body(x_BLD, layer, kinds[i])
+            asides.append(aside)
+        return x_BLD, jax.tree.map(lambda *parts: sum(parts), *asides)
+
+    if turn > 1:
+        layers = jax.tree.map(lambda leaf: leaf.reshape(n // turn, turn, *leaf.shape[1:]), layers)
+    x_BLD, asides = jax.lax.scan(turn_body, x_BLD, layers)
+    return x_BLD, jax.tree.map(lambda leaf: leaf.sum(0), asides)
 
 
 def pick(x_BLD: jax.Array, at_BS: jax.Array) -> jax.Array:

@@ -2,8 +2,10 @@
 
 Config, Model, TINY                       the network (its vocab, positions, types and pad_id are asked for by others)
                                           and a Config that a test runs in a second
+VARIANTS                                  name -> Config, one for each way of computing that TINY does not take
 HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here")
 HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
+HF_TIED                                   head -> {tensor that may be there as a copy: the one it is a copy of}
 HF_ARCHITECTURES                          head -> the class that opens it in transformers
 config_from_hf, config_to_hf              config.json both ways; an unsupported field is refused by name
 flops_per_token                           for model FLOP utilisation
@@ -13,6 +15,7 @@ MODELS = {
     "bert": "jaxft.models.bert",
     "distilbert": "jaxft.models.distilbert",
     "electra": "jaxft.models.electra",
+    "llama": "jaxft.models.llama",
     "roberta": "jaxft.models.roberta",
     "xlm-roberta": "jaxft.models.xlm_roberta",
 }

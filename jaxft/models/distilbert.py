@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxft.layers.block import PostNormBlock
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.encoder import Encoder, encoder_flops
 from jaxft.layers.head import SequenceHead, TokenHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
+from jaxft.layers.trunk import Reach, Trunk, encoder_flops
 from jaxft.models.table import check_sizes, dense, norm, read_fields
 
 MODEL_TYPE = "distilbert"
@@ -45,9 +45,10 @@ class Config:
 
 
 TINY = Config(vocab=99, positions=40, layers=2, d_model=32, d_ff=64, heads=4)
+VARIANTS: dict[str, Config] = {}
 
 
-class Model(Encoder):
+class Model(Trunk):
     """Word + position, post-norm blocks, a head."""
 
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
@@ -70,7 +71,7 @@ class Model(Encoder):
             attention_dropout=cfg.attention_dropout,
             init=Normal(cfg.init_std),
         )
-        super().__init__(embed, block, cfg.layers, _head(cfg, head, outputs), how)
+        super().__init__(embed, block, _head(cfg, head, outputs), how, [Reach()] * cfg.layers)
 
 
 def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
@@ -94,8 +95,8 @@ HF = {
     "embed/position/table": ("distilbert.embeddings.position_embeddings.weight", "T D"),
     **norm("embed/norm", "distilbert.embeddings.LayerNorm"),
     **dense("blocks/attn/q", _LAYER + "attention.q_lin", "HK D -> D HK"),
-    **dense("blocks/attn/k", _LAYER + "attention.k_lin", "HK D -> D HK"),
-    **dense("blocks/attn/v", _LAYER + "attention.v_lin", "HK D -> D HK"),
+    **dense("blocks/attn/k", _LAYER + "attention.k_lin", "GK D -> D GK"),
+    **dense("blocks/attn/v", _LAYER + "attention.v_lin", "GK D -> D GK"),
     **dense("blocks/attn/out", _LAYER + "attention.out_lin", "D HK -> HK D"),
     **norm("blocks/attn_norm", _LAYER + "sa_layer_norm"),
     **dense("blocks/mlp/up", _LAYER + "ffn.lin1", "F D -> D F"),
@@ -112,6 +113,7 @@ HF_PREFIX = "distilbert."
 HF_IGNORE = (r"(distilbert\.)?embeddings\.position_ids",)
 HF_OTHER = (r"vocab_(transform|layer_norm|projector)\..*", r"qa_outputs\..*", r"(pre_)?classifier\..*")
 HF_LEGACY: dict[str, str] = {}
+HF_TIED: dict[str, dict[str, str]] = {}
 HF_ARCHITECTURES = {
     "sequence": "DistilBertForSequenceClassification",
     "token": "DistilBertForTokenClassification",

@@ -11,11 +11,11 @@ from flax import nnx
 from jaxft.layers.block import PostNormBlock
 from jaxft.layers.dense import Dense
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.encoder import Encoder, encoder_flops
 from jaxft.layers.head import SequenceHead, TokenHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
+from jaxft.layers.trunk import Reach, Trunk, encoder_flops
 from jaxft.models.table import check_sizes, dense, norm, read_fields
 
 MODEL_TYPE = "electra"
@@ -48,6 +48,7 @@ class Config:
 
 
 TINY = Config(vocab=99, positions=40, layers=2, d_embed=16, d_model=32, d_ff=64, heads=4)
+VARIANTS: dict[str, Config] = {}
 
 
 class Embedding(nnx.Module):
@@ -71,7 +72,7 @@ class Embedding(nnx.Module):
         return x_BLP if self.project is None else self.project(x_BLP)
 
 
-class Model(Encoder):
+class Model(Trunk):
     """Projected word + position + token type, post-norm blocks, a head."""
 
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
@@ -86,7 +87,7 @@ class Model(Encoder):
             attention_dropout=cfg.attention_dropout,
             init=Normal(cfg.init_std),
         )
-        super().__init__(embed, block, cfg.layers, _head(cfg, head, outputs), how)
+        super().__init__(embed, block, _head(cfg, head, outputs), how, [Reach()] * cfg.layers)
 
 
 def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
@@ -111,8 +112,8 @@ HF = {
     **norm("embed/text/norm", "electra.embeddings.LayerNorm"),
     **dense("embed/project", "electra.embeddings_project", "D P -> P D"),
     **dense("blocks/attn/q", _LAYER + "attention.self.query", "HK D -> D HK"),
-    **dense("blocks/attn/k", _LAYER + "attention.self.key", "HK D -> D HK"),
-    **dense("blocks/attn/v", _LAYER + "attention.self.value", "HK D -> D HK"),
+    **dense("blocks/attn/k", _LAYER + "attention.self.key", "GK D -> D GK"),
+    **dense("blocks/attn/v", _LAYER + "attention.self.value", "GK D -> D GK"),
     **dense("blocks/attn/out", _LAYER + "attention.output.dense", "D HK -> HK D"),
     **norm("blocks/attn_norm", _LAYER + "attention.output.LayerNorm"),
     **dense("blocks/mlp/up", _LAYER + "intermediate.dense", "F D -> D F"),
@@ -134,6 +135,7 @@ HF_OTHER = (
     r"classifier\..*",
 )
 HF_LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+HF_TIED: dict[str, dict[str, str]] = {}
 HF_ARCHITECTURES = {
     "sequence": "ElectraForSequenceClassification",
     "token": "ElectraForTokenClassification",

@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxft.layers.block import PostNormBlock
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.encoder import Encoder, encoder_flops
 from jaxft.layers.head import SequenceHead, TokenHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
+from jaxft.layers.trunk import Reach, Trunk, encoder_flops
 from jaxft.models.table import check_sizes, dense, norm, read_fields
 
 MODEL_TYPE = "roberta"
@@ -49,9 +49,10 @@ class Config:
 
 
 TINY = Config(vocab=99, positions=40, types=1, layers=2, d_model=32, d_ff=64, heads=4)
+VARIANTS: dict[str, Config] = {}
 
 
-class Model(Encoder):
+class Model(Trunk):
     """Word + position + token type, post-norm blocks, a head."""
 
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
@@ -75,7 +76,7 @@ class Model(Encoder):
             attention_dropout=cfg.attention_dropout,
             init=Normal(cfg.init_std),
         )
-        super().__init__(embed, block, cfg.layers, _head(cfg, head, outputs), how)
+        super().__init__(embed, block, _head(cfg, head, outputs), how, [Reach()] * cfg.layers)
 
 
 def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
@@ -99,8 +100,8 @@ HF = {
     "embed/type/table": ("roberta.embeddings.token_type_embeddings.weight", "T D"),
     **norm("embed/norm", "roberta.embeddings.LayerNorm"),
     **dense("blocks/attn/q", _LAYER + "attention.self.query", "HK D -> D HK"),
-    **dense("blocks/attn/k", _LAYER + "attention.self.key", "HK D -> D HK"),
-    **dense("blocks/attn/v", _LAYER + "attention.self.value", "HK D -> D HK"),
+    **dense("blocks/attn/k", _LAYER + "attention.self.key", "GK D -> D GK"),
+    **dense("blocks/attn/v", _LAYER + "attention.self.value", "GK D -> D GK"),
     **dense("blocks/attn/out", _LAYER + "attention.output.dense", "D HK -> HK D"),
     **norm("blocks/attn_norm", _LAYER + "attention.output.LayerNorm"),
     **dense("blocks/mlp/up", _LAYER + "intermediate.dense", "F D -> D F"),
@@ -117,6 +118,7 @@ HF_PREFIX = "roberta."
 HF_IGNORE = (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",)
 HF_OTHER = (r"lm_head\..*", r"qa_outputs\..*", r"classifier\..*", r"(roberta\.)?pooler\..*")
 HF_LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+HF_TIED: dict[str, dict[str, str]] = {}
 HF_ARCHITECTURES = {
     "sequence": "RobertaForSequenceClassification",
     "token": "RobertaForTokenClassification",

@@ -6,15 +6,19 @@ from typing import Any
 from jaxft.models import HARMLESS
 from jaxft.registry import UserError, nearest
 
+Rows = dict[str, tuple[str, str]]
 
-def dense(path: str, name: str, layout: str) -> dict[str, tuple[str, str]]:
+
+def dense(path: str, name: str, layout: str, *, bias: bool = True) -> Rows:
     """Kernel and bias of one linear layer; `layout` is the kernel's."""
-    return {f"{path}/kernel": (f"{name}.weight", layout), f"{path}/bias": (f"{name}.bias", layout.split()[0])}
+    rows = {f"{path}/kernel": (f"{name}.weight", layout)}
+    return rows | {f"{path}/bias": (f"{name}.bias", layout.split()[0])} if bias else rows
 
 
-def norm(path: str, name: str) -> dict[str, tuple[str, str]]:
-    """Scale and bias of one layer norm."""
-    return {f"{path}/scale": (f"{name}.weight", "D"), f"{path}/bias": (f"{name}.bias", "D")}
+def norm(path: str, name: str, *, bias: bool = True, letter: str = "D") -> Rows:
+    """Scale and bias of one norm."""
+    rows = {f"{path}/scale": (f"{name}.weight", letter)}
+    return rows | {f"{path}/bias": (f"{name}.bias", letter)} if bias else rows
 
 
 def read_fields(
@@ -32,17 +36,54 @@ def read_fields(
         listed = ", ".join(f"{name}={value!r}" for name, value in {**unknown, **wrong}.items())
         raise UserError(f"config.json of a {hf['model_type']} model has fields that are not supported: {listed}")
     given = {ours: hf[name] for name, ours in fields.items() if name in hf}
-    if given.get("pad_id", 0) is None:
-        del given["pad_id"]
+    for ours in ("pad_id", "kv_heads", "head_dim"):  # null: as where the file leaves them out
+        if ours in given and given[ours] is None:
+            del given[ours]
     return given
 
 
+ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any]:
+    """`rope_parameters` in the way of transformers 5, from that or from the older fields; `theta` is the default.
+
+    The older ones are rope_theta beside rope_scaling, whose type may be called `type`. Where a file has both, as those
+    that jaxft writes, rope_scaling is what transformers 5 prefers.
+    """
+    rope = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+    older = rope.pop("type", "default")
+    rope.setdefault("rope_type", older)
+    rope.setdefault("rope_theta", hf.get("rope_theta") or theta)
+    if hf.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", hf["partial_rotary_factor"])
+    if rope["rope_type"] in ("llama3", "yarn", "longrope"):
+        rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings"))
+    return {name: value for name, value in rope.items() if value is not None}
+
+
+def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Both dialects: transformers 5 reads rope_parameters, transformers 4 reads rope_theta and rope_scaling."""
+    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    fields = {
+        "rope_parameters": dict(rope),
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": scaling if rope["rope_type"] != "default" else None,
+    }
+    if "partial_rotary_factor" in rope:
+        fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
+    return fields
+
+
 def check_sizes(cfg: Any, *sizes: str, acts: Mapping[str, Any]) -> None:
-    """Raises UserError for a size below 1, a width that heads do not divide and an activation that `acts` lacks."""
+    """Raises UserError for a size below 1, heads that do not divide what they must, and an unknown activation."""
     for name in sizes:
         if getattr(cfg, name) < 1:
             raise UserError(f"model: {name}={getattr(cfg, name)} must be 1 or more")
-    if cfg.d_model % cfg.heads:
+    if not getattr(cfg, "head_dim", 0) and cfg.d_model % cfg.heads:
         raise UserError(f"model: d_model={cfg.d_model} is not divisible by heads={cfg.heads}")
+    kv_heads = getattr(cfg, "kv_heads", 0)
+    if kv_heads and cfg.heads % kv_heads:
+        raise UserError(f"model: kv_heads={kv_heads} must divide heads={cfg.heads}")
     if cfg.act not in acts:
         raise UserError(f"model: act={cfg.act!r} is not known; known: {', '.join(acts)}{nearest(cfg.act, acts)}")

@@ -43,6 +43,6 @@ def test_weights_are_dropped_with_an_exact_expectation():
     q, k, _ = heads()
     one = jnp.ones((B, L, H, K))
     where = Where.within(jnp.asarray(SEGMENT))
-    sums = [attention(q, k, one, where, 0.1, 0.25, jax.random.key(i)) for i in range(64)]
+    sums = [attention(q, k, one, where, 0.1, drop=0.25, key=jax.random.key(i)) for i in range(64)]
     np.testing.assert_allclose(np.mean(sums), 1, atol=0.02)
     assert np.std(sums) > 0.1

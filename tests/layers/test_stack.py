@@ -33,11 +33,12 @@ def run(params, x, key, how, at=None):
     blocks = nnx.merge(structure, {"dense": params})
     asked = []
 
-    def call(block, x, key, at):
+    def call(block, x, key, at, kind):
         asked.append(at is not None)
-        return block(x if at is None else pick(x, at), key)
+        return block(x if at is None else pick(x, at), key), None
 
-    out = run_stack(blocks, call, x, key, how, at)
+    out, aside = run_stack(blocks, call, x, key, how, at, ["same"] * N)
+    assert aside is None
     # Blocks that look alike are traced once.
     assert not any(asked[:-1]) and asked[-1] == (at is not None and not how.scan), "only the last one, unrolled"
     return out
@@ -83,3 +84,28 @@ def test_what_is_read_at_few_positions_is_what_stands_there(scan, remat):
     ours = both(lambda params: run(params, x_BLD, None, how, at_BS))
     expected = both(lambda params: run(params, x_BLD, None, how)[jnp.arange(2)[:, None], at_BS])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, expected)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("kinds", [(1, 2, 1, 2), (1, 2, 3, 3), (1, 1, 1, 1)], ids=str)
+def test_blocks_of_several_kinds_are_the_same_scanned_and_unrolled_and_what_they_leave_aside_adds_up(kinds, remat):
+    """A scan takes as many blocks a turn as it takes until their kinds repeat: two, four and one."""
+    structure, _ = nnx.split(stack(Block(), len(kinds)))
+    params = jax.tree.map(lambda x: jnp.concatenate([x, x[:1] / 2]), parameters())
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, D), np.float32))
+
+    def call(block, x, key, at, kind):
+        y = block(x, key) * kind
+        return y, {"sum": y.sum(), "blocks": 1}
+
+    def result(scan):
+        blocks = nnx.merge(structure, {"dense": params})
+        return run_stack(blocks, call, x, None, Execution(scan=scan, remat=remat), None, kinds)
+
+    expected = x
+    for i, kind in enumerate(kinds):
+        expected = jnp.tanh(expected @ params["kernel"][i] + params["bias"][i][None, None]) * kind
+    for y, aside in (result(scan=False), result(scan=True)):
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+        assert aside["blocks"] == len(kinds)
+    np.testing.assert_allclose(result(True)[1]["sum"], result(False)[1]["sum"], rtol=1e-5)

@@ -138,7 +138,7 @@ def test_left_padded_logits_equal_those_of_transformers(reference):
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
 def test_load_then_save_returns_every_tensor_bit_for_bit(golden, tmp_path, mesh):
     net, params = load(golden.folder, mesh)
-    hf_save.save(tmp_path, params, net.table, dtype="float32")
+    hf_save.save(tmp_path, params, net.table, dtype="float32", shapes=net.stored)
     saved = load_file(tmp_path / "model.safetensors")
     assert saved.keys() == golden.weights.keys()
     for name, tensor in golden.weights.items():
@@ -164,6 +164,7 @@ def test_a_bare_encoder_with_legacy_names_loads_and_only_the_classifier_is_new(g
         other=bert.HF_OTHER,
         legacy=bert.HF_LEGACY,
         optional={path for path in net.abstract if path.startswith("head/")},
+        shapes=net.stored,
     )
     assert sorted(report.new) == ["head/classifier/bias", "head/classifier/kernel"] and not report.dropped
     del params["head"]["classifier"]

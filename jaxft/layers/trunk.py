@@ -1,0 +1,91 @@
+"""The scaffold of every encoder and every decoder: embedding, blocks, final norm, head."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from jaxft.layers.attention import Sight, Where
+from jaxft.layers.rope import Rope
+from jaxft.layers.stack import Execution, run_stack, stack
+
+Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the task's loss: name -> (sum, weight)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How one layer attends: to earlier tokens only, within a window (0: none), with which rotary positions."""
+
+    causal: bool = False
+    window: int = 0
+    rope: Rope | None = None
+
+    def sight(self, batch: Mapping[str, jax.Array]) -> Sight:
+        where = Where.within(batch["segment"], causal=self.causal, window=self.window)
+        return Sight(where, None if self.rope is None else self.rope.rotary(batch["position"]))
+
+
+class Trunk(nnx.Module):
+    """Parameters are declared, not allocated (build.py does that)."""
+
+    # What `encoder_flops` and `decoder_flops` count, for people.
+    FLOPS_PER_TOKEN = (
+        "6 x matmul weights + 12 x layers x attended tokens x d_model; of the last layer keys, values only"
+    )
+
+    def __init__(
+        self,
+        embed: Callable[..., jax.Array],
+        block: Any,
+        head: Any,
+        how: Execution,
+        reach: Sequence[Reach],
+        norm: Any = None,
+    ):
+        """`block` stands for as many equal ones as `reach` has items, one a layer. `norm` follows the last."""
+        self.how, self.reach = how, tuple(reach)
+        self.embed = embed
+        self.blocks = stack(block, len(reach))
+        self.norm = norm
+        self.head = head
+
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Losses]:
+        """A batch (data/pipeline.py) to the head's logits in float32, and losses of its own; `key` None: evaluation."""
+        key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
+        sights = {reach: reach.sight(batch) for reach in dict.fromkeys(self.reach)}
+        read_BSD, aside = run_stack(
+            self.blocks,
+            lambda block, x_BLD, key, at_BS, reach: block(x_BLD, sights[reach], key, at_BS),
+            self.embed(batch, key_embed, self.how.dtype),
+            key_blocks,
+            self.how,
+            self.head.reads(batch),
+            self.reach,
+        )
+        if self.norm is not None:
+            read_BSD = self.norm(read_BSD)
+        return self.head(read_BSD, key_head), self.losses(aside)
+
+    def losses(self, aside: Any) -> Losses:
+        """Losses made of what the blocks left aside, summed over layers; routers have some."""
+        return {}
+
+
+def encoder_flops(*, layers: int, d_model: int, d_ff: int, attended: float) -> float:
+    """Model FLOPs of one token of a BERT, forward and backward, that attends over `attended` tokens."""
+    return trunk_flops(
+        layers=layers, queries=2 * d_model**2, keys=2 * d_model**2, mlp=2 * d_model * d_ff, attended=attended * d_model
+    )
+
+
+def trunk_flops(*, layers: int, queries: float, keys: float, mlp: float, attended: float) -> float:
+    """Model FLOPs of one token, forward and backward.
+
+    `queries` and `keys` are weights of a layer's query and output, and of its key and value projections, `mlp` those
+    that a token meets in its feed-forward, `attended` the keys that a token attends to times the width of all heads.
+    Left out is what is computed once an example: heads, and the last layer but for its keys and values.
+    """
+    below = layers - 1
+    return 6 * (below * (queries + keys + mlp) + keys) + 12 * below * attended
