@@ -31,15 +31,7 @@ def write(
     trained on, in tokens; `dtype` is that of the tensors.
     `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
-    config = {
-        "architectures": [net.family.HF_ARCHITECTURES[net.head]],
-        "model_type": net.family.MODEL_TYPE,
-        **net.family.config_to_hf(net.cfg),
-        **task,
-        # Both names: transformers 4 reads torch_dtype, transformers 5 reads dtype.
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
+    config = config_of(net, task, dtype)
     with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
         save.save(new, params, net.table, dtype=dtype, shapes=net.stored)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
@@ -48,3 +40,16 @@ def write(
             (new / CARD).write_text(card, encoding="utf-8")
             if check is not None:
                 check(new)
+
+
+def config_of(net: Any, task: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """config.json of a network whose head has the fields `task` and whose tensors are of `dtype`."""
+    return {
+        "architectures": [net.family.HF_ARCHITECTURES[net.head]],
+        "model_type": net.family.MODEL_TYPE,
+        **net.family.config_to_hf(net.cfg),
+        **task,
+        # Both names: transformers 4 reads torch_dtype, transformers 5 reads dtype.
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }

@@ -42,7 +42,8 @@ def read_fields(
     return given
 
 
-ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor")
+ORIGINAL = "original_max_position_embeddings"
+ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", ORIGINAL)
 
 
 def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any]:
@@ -58,7 +59,8 @@ def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any
     if hf.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", hf["partial_rotary_factor"])
     if rope["rope_type"] in ("llama3", "yarn", "longrope"):
-        rope.setdefault("original_max_position_embeddings", hf.get("max_position_embeddings"))
+        original = rope.get(ORIGINAL, hf.get("max_position_embeddings"))
+        rope[ORIGINAL] = hf.get(ORIGINAL, original)
     return {name: value for name, value in rope.items() if value is not None}
 
 
@@ -70,6 +72,8 @@ def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
         "rope_theta": rope["rope_theta"],
         "rope_scaling": scaling if rope["rope_type"] != "default" else None,
     }
+    if rope["rope_type"] == "longrope":  # where transformers 4 looks for it
+        fields[ORIGINAL] = rope[ORIGINAL]
     if "partial_rotary_factor" in rope:
         fields["partial_rotary_factor"] = rope["partial_rotary_factor"]
     return fields

@@ -1,29 +1,20 @@
-"""An exported folder in transformers 4.57, in a process of its own: this one has version 5.
-
-What version 4 needs otherwise than 5 is installed once into a private cache folder that goes before the installed
-packages; JAXFT_TEST_VENV457 may name an environment that has it all instead.
-"""
+"""What we export, in transformers 4.57: a whole folder with its tokenizer, and every family with every head."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from jaxft import build, cache
+from jaxft import build
 from jaxft.classifier import Classifier
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import tokenizer
 from jaxft.tasks import Example
 from tests import tiny
-from tests.verbs_run import ROOT, reviews
+from tests.hf import version4
+from tests.verbs_run import reviews
 
-PINNED = ("transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.0")
 TOLERANCE = 1e-5  # float32; never loosened
 READ = """
 import json, sys
@@ -39,24 +30,6 @@ ids = tokenizer(texts, truncation=True)["input_ids"]
 labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
 print(json.dumps(dict(version=transformers.__version__, ids=ids, logits=logits, labels=labels)))
 """
-
-
-@pytest.fixture(scope="module")
-def version4():
-    """(python, environment) in which transformers is 4.57."""
-    if os.environ.get("JAXFT_TEST_VENV457"):
-        return str(Path(os.environ["JAXFT_TEST_VENV457"]) / "bin" / "python"), dict(os.environ)
-    pytest.importorskip("torch", reason="transformers' models need torch")
-    target = cache.private_dir("tests") / f"transformers-4.57-py{sys.version_info[0]}{sys.version_info[1]}"
-    if not target.exists():
-        draft = target.with_name(f"{target.name}.{os.getpid()}")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", f"--target={draft}", *PINNED]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            shutil.rmtree(draft, ignore_errors=True)
-            pytest.skip(f"pip cannot install {PINNED[0]}: {done.stderr.strip().splitlines()[-1]}")
-        draft.rename(target)
-    return sys.executable, {**os.environ, "PYTHONPATH": str(target)}
 
 
 @pytest.fixture(scope="module")
@@ -76,22 +49,12 @@ def exported(tmp_path_factory):
     return folder / "hf"
 
 
-def test_an_export_has_the_same_ids_labels_and_logits(exported, version4):
-    python, environ = version4
+def test_an_export_has_the_same_ids_labels_and_logits(exported):
     texts = [row["text"] for row in reviews(20, 7)]
     texts += ["Café DÉJÀ vu, naïve!", "中文字符", "a [SEP] b [MASK]", "it's 3.14%\tdone\u00a0\u200b", "unseen ŵörđs 🙂"]
-    done = subprocess.run(
-        [python, "-c", READ, str(exported)],
-        input=json.dumps(texts),
-        env=environ,
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found, said = version4.run(READ, str(exported), given=json.dumps(texts))
     assert found["version"].startswith("4.57."), "the wrong transformers was read"
-    assert "newly initialized" not in done.stderr and "were not used" not in done.stderr
+    assert "newly initialized" not in said and "were not used" not in said
     ours = Classifier(str(exported), task={"text": "text", "pair": "", "label": "label"}, length=0, dtype="float32")
     encoded = ours.encoder.encode([(text, None) for text in texts], ours.length)
     assert [one.ids.tolist() for one in encoded] == found["ids"]

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxft import build
+from jaxft.hf import folder as hf_folder
 from jaxft.hf import load as hf_load
 from jaxft.hf import save as hf_save
 from jaxft.hf.layout import parts, rows
@@ -97,9 +98,8 @@ def batch_of(packed, length=LENGTH, before=0):
     return batch
 
 
-def to_torch(case, batch):
-    import torch
-
+def hub_inputs(case, batch):
+    """What transformers calls the arrays of a batch of one text a row."""
     mask_BL = batch["segment"] > 0
     ids_BL = np.where(mask_BL, batch["ids"], case.net.cfg.pad_id)
     inputs = {"input_ids": ids_BL, "attention_mask": mask_BL, "token_type_ids": batch["type"]}
@@ -107,7 +107,13 @@ def to_torch(case, batch):
         del inputs["token_type_ids"]
     if case.family.KIND == "decoder":  # else transformers counts padding into the length that dynamic rope looks at
         inputs["position_ids"] = batch["position"]
-    return {name: torch.tensor(array.astype(np.int64)) for name, array in inputs.items()}
+    return {name: array.astype(np.int64) for name, array in inputs.items()}
+
+
+def to_torch(case, batch):
+    import torch
+
+    return {name: torch.tensor(array) for name, array in hub_inputs(case, batch).items()}
 
 
 def logits_of(output):
@@ -194,11 +200,12 @@ def test_load_then_save_returns_every_tensor_bit_for_bit_and_opens_in_transforme
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, case.folder))
     assert ours.keys() == theirs.keys()
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
-    architecture = case.family.HF_ARCHITECTURES[case.head]
     labels = {str(i): f"label {i}" for i in range(outputs(case.head))}
-    config = case.family.config_to_hf(case.net.cfg) | {"model_type": case.family.MODEL_TYPE, "id2label": labels}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [architecture]}))
-    model = getattr(transformers, architecture).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    config = hf_folder.config_of(case.net, {"id2label": labels}, "float32")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = (
+        getattr(transformers, config["architectures"][0]).from_pretrained(tmp_path, attn_implementation="eager").eval()
+    )
     batch = batch_of([[part] for part in texts(case.family)])
     again = SimpleNamespace(**{**vars(case), "model": model})
     np.testing.assert_array_equal(expected(again, batch), expected(case, batch))
