@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft import build
-from jaxft.hf import save
+from jaxft.hf import files, save
 from jaxft.models import bert
 from jaxft.registry import UserError
 from tests import tiny
@@ -66,7 +66,7 @@ def test_fields_of_the_hub_the_config_and_the_run_come_together():
         (dict(override={"layers": "two"}), HUB, "model.override.layers='two' is a str; it must be a int"),
         (dict(override={"vocab": 5}), HUB, "model.override.vocab is not an option here"),
         (dict(override={"heads": 5}), HUB, "d_model=32 is not divisible by heads=5"),
-        (dict(hf="x"), HUB | {"model_type": "gpt2"}, "x: model_type='gpt2' is not known; known: bert"),
+        (dict(hf="x"), HUB | {"model_type": "mamba"}, "x: model_type='mamba' is not known; known: b"),
         (dict(), HUB | {"is_decoder": True}, "fields that are not supported: is_decoder=True"),
     ],
 )
@@ -96,6 +96,24 @@ def test_hub_weights_are_taken_and_the_head_too_unless_it_is_reset(folder):
             assert value.sharding == net.abstract[path].sharding
         assert bool(said) == reset
         assert not reset or all(path in said[0] for path in flat if path.startswith("head/"))
+
+
+def test_a_vocabulary_that_no_axis_divides_is_filled_up_with_zeros_and_cropped_on_export(folder, tmp_path):
+    net = tiny.network(tiny.mesh(fsdp=2, tensor=4))
+    table = net.abstract["embed/word/table"]
+    assert (table.shape[0], net.cfg.vocab) == (128, 99) and table.sharding.spec[0] == "tensor"
+    for params in (build.initialise(net, 0), flatten_dict(build.parameters(net, folder, 0, False)[0], sep="/")):
+        rows = np.asarray(params["embed/word/table"])
+        assert rows[:99].any(axis=1).all() and not rows[99:].any()
+    loaded, _ = build.parameters(net, folder, 0, False)
+    save.save(tmp_path / "out", loaded, net.table, dtype="float32", shapes=net.stored)
+    name = net.table["embed/word/table"][0]
+    assert files.index(tmp_path / "out")[name].shape[0] == 99
+    assert (tmp_path / "out" / files.SINGLE).read_bytes() == (folder / files.SINGLE).read_bytes()
+
+
+def test_a_vocabulary_is_filled_up_to_what_an_odd_axis_divides(folder):
+    assert tiny.network(tiny.mesh(devices=3, tensor=3)).abstract["embed/word/table"].shape[0] == 384
 
 
 def test_bfloat16_parameters_are_declared_made_and_read_as_such(folder):

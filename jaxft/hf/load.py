@@ -6,6 +6,7 @@ listed in one error. `load` then builds one parameter at a time from memory-mapp
 
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from jaxft.hf import files
 from jaxft.hf.files import Stored, read_config
-from jaxft.hf.layout import Part, Row, Table, parts, rows
+from jaxft.hf.layout import Part, Row, Table, copy, parts, rows
 from jaxft.registry import UserError
 
 __all__ = ["LoadReport", "load", "match", "read_config"]
@@ -24,6 +25,8 @@ __all__ = ["LoadReport", "load", "match", "read_config"]
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
 
 Index = tuple[int, ...]
+
+READERS = 4
 
 
 @dataclass
@@ -143,15 +146,15 @@ def _mismatch(name: str, tensor: Stored | None, shape: tuple[int, ...], advice: 
 def _untie(found: dict[str, Stored], tied: Mapping[str, str]) -> list[str]:
     """Drops from `found` the copies of tied tensors, and lists those that are no copies."""
     problems = []
-    for copy, original in tied.items():
-        if copy not in found:
+    for second, original in tied.items():
+        if second not in found:
             continue
-        tensor = found.pop(copy)
+        tensor = found.pop(second)
         if original not in found:  # the copy is all there is
             found[original] = tensor
         elif not _equal(tensor, found[original]):
             problems.append(
-                f"not tied: {copy} differs from {original}, though config.json ties them; "
+                f"not tied: {second} differs from {original}, though config.json ties them; "
                 "--config.model.override.tied=False keeps both"
             )
     return problems
@@ -200,6 +203,8 @@ def _text(shape: tuple[int, ...]) -> str:
 def _read(leaf: Any, shape: tuple[int, ...], row: Row, part: Part, tensors: Mapping[Index, Stored]) -> jax.Array:
     """One parameter, each shard of it filled on its own; of `shape` on disk, zero beyond that."""
     stacked = len(row.stacked)
+    # Opened once for all devices: each new mapping would fault in its pages again.
+    maps = {at: _open(tensor) for at, tensor in tensors.items()}
 
     def shard(index: Any) -> np.ndarray:  # one slice per axis
         spans = [slice(*one.indices(size)) for one, size in zip(index, leaf.shape, strict=True)]
@@ -207,10 +212,15 @@ def _read(leaf: Any, shape: tuple[int, ...], row: Row, part: Part, tensors: Mapp
         whole = spans == there
         out = (np.empty if whole else np.zeros)([span.stop - span.start for span in spans], leaf.dtype)
         inside = tuple(slice(0, span.stop - span.start) for span in there)
-        for at in np.ndindex(*out.shape[:stacked]):
+
+        def fill(at: Index) -> None:
             layer = tuple(span.start + i for span, i in zip(spans, at, strict=False))
-            on_disk = _open(tensors[layer])[part.of(row, row.layout.disk_index(there[stacked:]))]
-            out[at][inside[stacked:]] = row.layout.to_param(on_disk)
+            on_disk = maps[layer][part.of(row, row.layout.disk_index(there[stacked:]))]
+            copy(out[at][inside[stacked:]], row.layout.to_param(on_disk))
+
+        # Threads, so that one waits for the disk while another transposes; numpy gives up the interpreter's lock.
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(fill, np.ndindex(*out.shape[:stacked])))
         return out
 
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.hf import files
-from jaxft.hf.layout import Row, Table, parts, rows
+from jaxft.hf.layout import Row, Table, copy, parts, rows
 from jaxft.hf.load import flatten
 from jaxft.registry import UserError, nearest
 
@@ -148,7 +148,9 @@ def _gather(param: Any, index: tuple[int, ...]) -> np.ndarray:
 def _on_disk(pieces: list[np.ndarray], rows: list[Row], name: str, kind: Any) -> np.ndarray:
     """Bytes of the tensor that `pieces` join into, in disk order and dtype, as uint8."""
     views = [row.layout.to_disk(piece) for row, piece in zip(rows, pieces, strict=True)]
-    exact = np.ascontiguousarray(np.concatenate(views, rows[0].layout.joined) if len(views) > 1 else views[0])
+    whole = np.concatenate(views, rows[0].layout.joined) if len(views) > 1 else views[0]
+    exact = np.empty(whole.shape, whole.dtype)
+    copy(exact, whole)
     with np.errstate(over="ignore"):  # reported below, by name
         cast = exact.astype(kind)
     if kind is np.float16 and (np.isinf(cast) & np.isfinite(exact)).any():

@@ -172,3 +172,37 @@ def test_a_table_that_does_not_cover_the_model_is_a_mistake_of_the_program(tmp_p
     del incomplete["embed"]
     with pytest.raises(ValueError, match="embed/table"):
         load.load(tmp_path, TABLE, incomplete, prefix="net.", ignore=[], other=[], legacy={})
+
+
+TIED = {"lm.weight": "net.embed.weight"}
+
+
+def test_a_copy_of_a_tied_tensor_is_dropped_without_a_word(tmp_path):
+    tensors = checkpoint()
+    tensors["lm.weight"] = tensors["net.embed.weight"].copy()
+    params, report = read(tmp_path, tensors, tied=TIED)
+    np.testing.assert_array_equal(params["embed"]["table"], tensors["net.embed.weight"])
+    assert not report.new and not report.dropped
+
+
+def test_a_tied_tensor_may_be_there_under_the_name_of_the_copy_alone(tmp_path):
+    tensors = checkpoint()
+    table = tensors["lm.weight"] = tensors.pop("net.embed.weight")
+    params, _ = read(tmp_path, tensors, tied=TIED)
+    np.testing.assert_array_equal(params["embed"]["table"], table)
+
+
+def test_a_copy_that_differs_is_refused_with_the_way_to_keep_both(tmp_path):
+    tensors = checkpoint()
+    tensors["lm.weight"] = tensors["net.embed.weight"] + np.float32(1e-7)
+    with pytest.raises(UserError, match=r"lm\.weight differs from net\.embed\.weight.*override\.tied=False"):
+        read(tmp_path, tensors, tied=TIED)
+
+
+def test_what_the_parameter_has_beyond_the_tensor_is_zero(tmp_path):
+    tensors = checkpoint()
+    tensors["net.embed.weight"] = tensors["net.embed.weight"][:13].copy()
+    params, _ = read(tmp_path, tensors, shapes={"embed/table": (13, 8)})
+    rows = np.asarray(params["embed"]["table"])
+    np.testing.assert_array_equal(rows[:13], tensors["net.embed.weight"])
+    assert rows.shape == (16, 8) and not rows[13:].any()
