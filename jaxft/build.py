@@ -124,15 +124,18 @@ def _filled_up(vocab: int, rules: sharding.Rules, mesh: Mesh) -> int:
     return -(-vocab // multiple) * multiple
 
 
+def family_of(model: ModelSection, hf: Mapping[str, Any] | None) -> Any:
+    """The module of the family that a hub config.json names, or the config where there is none."""
+    return lookup(MODELS, *(model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type"))
+
+
 def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: Any) -> tuple[Any, Any]:
     """(family module, its Config): hub values or the defaults, with `model.override` or `model.scratch` on top.
 
-    `hf` is a hub config.json, which names its family itself, or None; `given` are fields that the tokenizer tells
+    `hf` is a hub config.json, which names its family itself, or None; `given` are fields that the data tell
     (vocab, pad_id): of a checkpoint only a padding id that its file does not name.
     """
-    family = lookup(
-        MODELS, *(model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type")
-    )
+    family = family_of(model, hf)
     if hf is None:
         if model.override:
             raise UserError("model.override replaces fields of a checkpoint, but model.hf is empty; use model.scratch")

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import build, scoring, sharding
+from jaxft import build, inputs, scoring, sharding
 from jaxft.config import Model, Sharding
-from jaxft.data import pack, pipeline, tokens
-from jaxft.hf import hub, tokenizer
+from jaxft.data import tokens
+from jaxft.hf import hub
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError
 from jaxft.tasks import task_from_hf
@@ -19,14 +19,13 @@ RULES = {"B": ("data",)}
 
 
 class Classifier:
-    """Network, parameters, task and tokenizer of a hub folder, on all devices as data parallel."""
+    """Network, parameters, task and reader of a hub folder, on all devices as data parallel."""
 
     def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
         """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained)."""
         folder = hub.resolve(source)
         hf = hf_load.read_config(folder)
         self.task = task_from_hf(hf, **task)
-        self.encoder = tokenizer.load(folder)
         section = Model(
             name=hf["model_type"],
             hf=source,
@@ -38,9 +37,9 @@ class Classifier:
             remat="none",
             reset_head=False,
         )
-        family, cfg = build.family_config(section, hf, pad_id=self.encoder.pad_id)
-        tokenizer.check_vocab(self.encoder, cfg.vocab)
-        self.length = min(length or tokenizer.max_length(folder, cfg.positions), cfg.positions)
+        self.reader = inputs.of(self.task, build.family_of(section, hf)).Reader(folder, length)
+        family, cfg = build.family_config(section, hf, **self.reader.fields)
+        self.reader.fit(cfg)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
         self.rows = -(-ROWS // mesh.size) * mesh.size
         self.net = build.network(
@@ -61,13 +60,10 @@ class Classifier:
     def logits(self, examples: Sequence[Any], places: Sequence[str]) -> np.ndarray:
         """float32 [n, C], in the order of `examples`, which stand at `places` ("x.jsonl:17").
 
-        Raises UserError with the place of a token that the model has no embedding of.
+        Raises UserError with the place of one that does not fit the model.
         """
-        held = tokens.in_memory(examples, lambda texts: self.encoder.encode(texts, self.length))
-        held.check_ids(self.net.cfg.vocab, self.net.cfg.types, places.__getitem__)
-        plan = pack.plan(held.lengths, row_length=self.length, max_segments=max(1, self.length // 8), seed=0)
         out = np.zeros((len(examples), self.task.outputs), np.float32)
-        for batch in pipeline.eval_batches(held, plan, batch=self.rows, row_length=self.length, process=0, processes=1):
+        for batch in self.reader.batches(examples, places, self.rows):
             logits_BSC = np.asarray(self.step(self.params, scoring.to_device(batch, self.where)))
             real_BS = batch["example"] >= 0
             out[batch["example"][real_BS]] = logits_BSC[real_BS]

@@ -42,8 +42,10 @@ def export(arguments: argparse.Namespace) -> None:
     raw = read_json(run.config)["config"]
     numerics.self_check()
     cache.compile_cache(run.path)
-    net, params, meta, step = _restore(run, parse(raw), arguments.step)
+    config = parse(raw)
+    net, params, meta, step = _restore(run, config, arguments.step)
 
+    from jaxft import inputs
     from jaxft.hf import card, folder, hub
     from jaxft.tasks import task_from_hf
 
@@ -61,14 +63,13 @@ def export(arguments: argparse.Namespace) -> None:
         measured_in=raw["model"]["param_dtype"],
         dtype=arguments.dtype,
     )
-    source = hub.resolve(raw["model"]["hf"], weights=False) if raw["model"]["hf"] else run.tokenizer
+    source = hub.resolve(config.model.hf, weights=False) if config.model.hf else None
     folder.write(
         Path(arguments.out),
         net,
         params,
         task=meta["task"],
-        tokenizer_folder=source,
-        length=raw["input"]["length"],
+        beside=inputs.of(task, net.family).beside(config, net.cfg, run.tokenizer, source),
         dtype=arguments.dtype,
         card=text,
         check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,

@@ -33,8 +33,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
         run.net,
         state.weights(trained),
         task=run.task.hf_config(),
-        tokenizer_folder=run.inputs.tokenizer_folder,
-        length=run.inputs.length,
+        beside=run.reader.beside(run.config, run.net.cfg, run.folder.tokenizer, run.inputs.hf_folder),
         dtype=run.config.model.param_dtype,
         card=text,
     )

@@ -14,7 +14,7 @@ from jaxft import build, inputs, memory, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
 from jaxft.data import DATASETS
-from jaxft.hf import hub, tokenizer
+from jaxft.hf import hub
 from jaxft.hf import load as hf_load
 from jaxft.metrics import better
 from jaxft.registry import UserError, bind, call
@@ -64,16 +64,12 @@ class Run:
         self._check_mesh()
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
         hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
-        self._rehearse(hf_folder)
-        self.inputs = inputs.prepare(config, folder.tokenizer, hf_folder, say)
+        self.reader, cfg = self._rehearse(hf_folder)
+        self.inputs = self.reader.prepare(config, cfg, folder.tokenizer, hf_folder, say)
         self.task = self.inputs.task
         self.cadence = self._cadence()
-        encoder = self.inputs.encoder
-        sizes = {"vocab": encoder.vocab_size, "pad_id": encoder.pad_id}
-        self.net = self._network(self.task.head, self.task.outputs, hf_folder, **sizes)
-        tokenizer.check_vocab(encoder, self.net.cfg.vocab)
-        for name, held in self.inputs.caches.items():
-            held.check_ids(self.net.cfg.vocab, self.net.cfg.types, self.inputs.splits[name].where)
+        self.net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)
+        self.inputs.check(self.net.cfg)
         for text in self.net.unsharded:
             say(f"not sharded, does not divide: {text}")
         self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)
@@ -111,24 +107,28 @@ class Run:
                 )
         self.say(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}; mesh " + _shape(mesh))
 
-    def _rehearse(self, hf_folder: Path | None) -> None:
+    def _rehearse(self, hf_folder: Path | None) -> tuple[Any, Any]:
         """Builds task, network and optimizer without data: a wrong option is refused in seconds, not after minutes.
 
-        What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in that refuses nothing.
+        What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in that refuses nothing. Returns
+        the module that reads the inputs, and the network's Config as far as it is known.
         """
         config = self.config
         bind(DATASETS, config.data, "data")
         task = call(TASKS, config.task, "task")
-        net = self._network(task.head, 2, hf_folder, vocab=config.tokenizer.vocab, pad_id=0)
+        reader = inputs.of(task, build.family_of(config.model, _config_of(hf_folder)))
+        net = self._network(task.head, 2, hf_folder, **reader.placeholders(config))
         total = steps(config.train.duration, "train.duration", per_epoch=1e6)
         count = functools.partial(steps, config.schedule["warmup"], "schedule.warmup")
         # A warm-up in epochs is as short as it can be without being none, which some schedules refuse.
         warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
         state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
+        return reader, net.cfg
 
     def _cadence(self) -> Cadence:
         config = self.config
-        per_epoch = self.inputs.plans["train"].rows / config.train.batch
+        rows = self.inputs.rows("train")
+        per_epoch = rows / config.train.batch
         count, every = functools.partial(steps, per_epoch=per_epoch), functools.partial(interval, per_epoch=per_epoch)
         total = count(config.train.duration, "train.duration")
         if total < 1:
@@ -140,22 +140,16 @@ class Run:
             max(1.0, every(config.train.log_every, "train.log_every", total=total)),
             count(config.schedule["warmup"], "schedule.warmup", total=total),
         )
-        plan = self.inputs.plans["train"]
-        examples = len(self.inputs.caches["train"].lengths) / plan.rows * config.train.batch
+        examples = len(self.inputs.lengths) / rows * config.train.batch
         self.say(
             f"steps: {total:,} of {config.train.batch} rows (about {examples:.0f} examples); {per_epoch:.1f} an epoch"
         )
         return cadence
 
     def _network(self, head: str, outputs: int, hf_folder: Path | None, **given: Any) -> build.Network:
-        """The network of the config; `given` are fields that the tokenizer tells."""
+        """The network of the config; `given` are fields that the data tell."""
         config = self.config
-        hf = hf_load.read_config(hf_folder) if hf_folder else None
-        family, cfg = build.family_config(config.model, hf, **given)
-        if cfg.positions < config.input.length:
-            raise UserError(
-                f"input.length={config.input.length} exceeds the model's {cfg.positions} positions; set it lower"
-            )
+        family, cfg = build.family_config(config.model, _config_of(hf_folder), **given)
         return build.network(
             family,
             cfg,
@@ -215,6 +209,10 @@ class Run:
     def score(self, split: str, of: TrainState) -> Any:
         batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())
         return scoring.score(self.eval_step, state.weights(of), batches, self.task.meter(), self.batch_sharding)
+
+
+def _config_of(hf_folder: Path | None) -> dict[str, Any] | None:
+    return hf_load.read_config(hf_folder) if hf_folder else None
 
 
 def _shape(mesh: jax.sharding.Mesh) -> str:

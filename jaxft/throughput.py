@@ -14,10 +14,10 @@ class Throughput:
     """Collects the sums of each step without waiting for it; `flush` divides once."""
 
     def __init__(self, run: Any):
-        plan, lengths = run.inputs.plans["train"], run.inputs.caches["train"].lengths
+        lengths, rows = run.inputs.lengths, run.inputs.rows("train")
         batch = run.config.train.batch
-        self.examples_per_step = len(lengths) / plan.rows * batch
-        self.tokens_per_step = float(lengths.sum()) / plan.rows * batch
+        self.examples_per_step = len(lengths) / rows * batch
+        self.tokens_per_step = float(lengths.sum()) / rows * batch
         self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended)
         self.flops_text = run.net.family.Model.FLOPS_PER_TOKEN
         peak = peak_flops(run.mesh.devices.flat[0])

@@ -219,7 +219,7 @@ def test_resuming_at_any_step_sees_the_same_batches_and_ends_in_the_same_bits(tm
     folder = runfolder.RunFolder(tmp_path / "run")
     folder.create()
     run = Run(parse(raw), folder, (), lambda _text: None, StopSignals())
-    assert run.cadence.total > 4 * run.inputs.plans["train"].rows / 16  # epochs end on the way
+    assert run.cadence.total > 4 * run.inputs.rows("train") / 16  # epochs end on the way
 
     def end(start):
         with Writer(folder.path, total=run.cadence.total, tensorboard=False, wandb="", start=start) as writer:

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from jaxft.inputs import _with_labels_of
+from jaxft.inputs.base import with_labels_of
 from tests import tiny
 
 
@@ -20,6 +20,6 @@ def test_a_trained_head_keeps_the_order_of_its_labels(tmp_path, names, reset, or
     config = {"model_type": "bert", "id2label": {str(i): name for i, name in enumerate(names)}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     said: list[str] = []
-    task = _with_labels_of(dataclasses.replace(tiny.TASK), tmp_path, reset, said.append)
+    task = with_labels_of(dataclasses.replace(tiny.TASK), tmp_path, reset, said.append)
     assert task.classes == order
     assert says in "".join(said) and bool(said) == bool(says)

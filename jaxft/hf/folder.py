@@ -19,16 +19,15 @@ def write(
     params: Any,
     *,
     task: Mapping[str, Any],
-    tokenizer_folder: Path,
-    length: int,
+    beside: Callable[[Path], object],
     dtype: str,
     card: str,
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes `folder` so that transformers opens it; an older export of that name is replaced whole.
 
-    `task` holds the config.json fields of the head (id2label, problem_type, ...); `length` is what the model was
-    trained on, in tokens; `dtype` is that of the tensors.
+    `task` holds the config.json fields of the head (id2label, problem_type, ...); `dtype` is that of the tensors;
+    `beside` writes what the model reads with, a tokenizer say, into the folder that it is given.
     `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
     config = config_of(net, task, dtype)
@@ -36,7 +35,7 @@ def write(
         save.save(new, params, net.table, dtype=dtype, shapes=net.stored)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)
-            tokenizer.copy_files(tokenizer_folder, new, length)
+            beside(new)
             (new / CARD).write_text(card, encoding="utf-8")
             if check is not None:
                 check(new)

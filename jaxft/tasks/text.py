@@ -22,6 +22,7 @@ class TextTask:
     label: str
     metric: str  # "" = the task's own
 
+    reads: ClassVar[str] = "text"
     head: ClassVar[str] = "sequence"  # one logit vector per segment of a packed row
     metrics: ClassVar[tuple[str, ...]]  # what may be chosen as `metric`; the first is the task's own
 

@@ -44,8 +44,11 @@ def exported(tmp_path_factory):
     net = tiny.network(tiny.mesh(devices=1), cfg=cfg)
     params = unflatten_dict(build.initialise(net, seed=0), sep="/")
     task = tiny.TASK.hf_config()
-    options = dict(task=task, tokenizer_folder=folder / "tokenizer", dtype="float32", card="")
-    hf_folder.write(folder / "hf", net, params, length=cfg.positions, **options)
+
+    def beside(target):
+        tokenizer.copy_files(folder / "tokenizer", target, cfg.positions)
+
+    hf_folder.write(folder / "hf", net, params, task=task, beside=beside, dtype="float32", card="")
     return folder / "hf"
 
 
@@ -56,7 +59,7 @@ def test_an_export_has_the_same_ids_labels_and_logits(exported):
     assert found["version"].startswith("4.57."), "the wrong transformers was read"
     assert "newly initialized" not in said and "were not used" not in said
     ours = Classifier(str(exported), task={"text": "text", "pair": "", "label": "label"}, length=0, dtype="float32")
-    encoded = ours.encoder.encode([(text, None) for text in texts], ours.length)
+    encoded = ours.reader.encode([(text, None) for text in texts])
     assert [one.ids.tolist() for one in encoded] == found["ids"]
     assert any(one.truncated for one in encoded)
     assert found["labels"] == list(tiny.TASK.classes)

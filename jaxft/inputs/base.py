@@ -1,0 +1,106 @@
+"""What a run asks of its inputs, whatever these are."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.config import Config
+from jaxft.data import DATASETS
+from jaxft.data.pipeline import Batch
+from jaxft.hf import load as hf_load
+from jaxft.registry import UserError, call
+from jaxft.tasks import TASKS
+
+Say = Callable[[str], None]
+PURPOSE = {"train": "learn from", "validation": "choose the best checkpoint by; data.test alone is optional"}
+
+
+@dataclass(frozen=True)
+class Inputs(abc.ABC):
+    """Everything that a run reads. `caches`: split -> its examples, computed once (data/)."""
+
+    task: Any
+    hf_folder: Path | None  # the checkpoint to start from
+    splits: dict[str, Any]  # split -> Split
+    caches: dict[str, Any]
+
+    @property
+    @abc.abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """Fields of a model's Config that the data tell."""
+
+    @abc.abstractmethod
+    def check(self, cfg: Any) -> None:
+        """Raises UserError where an example does not fit the model of `cfg`."""
+
+    @property
+    @abc.abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Tokens of each training example, int64 [X]."""
+
+    @abc.abstractmethod
+    def rows(self, split: str) -> int:
+        """Rows of the split, which hold one example or several."""
+
+    @abc.abstractmethod
+    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+        """This process's share of global batches start, start + 1, ... without end."""
+
+    @abc.abstractmethod
+    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+        """One pass over `split` in order."""
+
+    @property
+    def attended(self) -> float:
+        """Over how many tokens a training token attends, on average: sum of squares / sum of the lengths."""
+        lengths = self.lengths.astype(np.float64)
+        return float((lengths**2).sum() / lengths.sum())
+
+    def identity(self) -> dict[str, str]:
+        """What must be the same for a resumed run to see the same batches."""
+        return {f"data.{split}": held.fingerprint for split, held in self.caches.items()}
+
+    def places(self, batch: Batch) -> list[str]:
+        """Where the examples of a training batch were read: "train.jsonl:17"."""
+        rows = self.caches["train"].row[batch["example"][batch["example"] >= 0]]
+        return [self.splits["train"].where(int(row)) for row in rows]
+
+
+def read(config: Config, hf_folder: Path | None, say: Say) -> tuple[Any, Any]:
+    """(the task fitted to the data, the data set) of a run. Raises UserError where a split is missing."""
+    dataset = call(DATASETS, config.data, "data")
+    for name in ("train", "validation"):
+        if name not in dataset.splits:
+            raise UserError(f"data.{name} names no split; a run needs one to {PURPOSE[name]}")
+    task = call(TASKS, config.task, "task").fit(dataset.splits, dataset.label_names)
+    if hf_folder is not None:
+        task = with_labels_of(task, hf_folder, config.model.reset_head, say)
+    return task, dataset
+
+
+def with_labels_of(task: Any, hf_folder: Path, reset_head: bool, say: Say) -> Any:
+    """The task with its classes in the order of a checkpoint whose head was trained on the same ones."""
+    labels = hf_load.read_config(hf_folder).get("id2label") or {}
+    names = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    ours = getattr(task, "classes", ())
+    if reset_head or not ours or names == ours or all(name.startswith("LABEL_") for name in names):
+        return task
+    if set(names) == set(ours):
+        say(f"classes in the checkpoint's order: {', '.join(names)}")
+        return dataclasses.replace(task, classes=names)
+    say(
+        f"the checkpoint's head, if it has one, was trained for {', '.join(names)}, the data have {', '.join(ours)}: "
+        "--config.model.reset_head=True draws a new one"
+    )
+    return task
+
+
+def kept(counts: dict[str, int]) -> str:
+    """How many rows of a split are used, in words."""
+    bad = f" ({counts['bad']:,} bad rows skipped)" if counts["bad"] else ""
+    return f"{counts['kept']:,} of {counts['rows']:,} rows{bad}"

@@ -1,0 +1,167 @@
+"""Text: a tokenizer, token caches, and rows packed with several examples."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft import cache
+from jaxft.config import Config
+from jaxft.data import pack, pipeline, tokens
+from jaxft.data.pipeline import Batch
+from jaxft.hf import tokenizer
+from jaxft.inputs.base import Inputs, Say, kept, read
+from jaxft.registry import BadRow, UserError
+
+
+@dataclass(frozen=True)
+class TextInputs(Inputs):
+    """`plans` say, for each split, which examples share a row of `length` tokens."""
+
+    encoder: Any
+    plans: dict[str, Any]  # split -> Plan
+    length: int
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"vocab": self.encoder.vocab_size, "pad_id": self.encoder.pad_id}
+
+    def check(self, cfg: Any) -> None:
+        """Raises UserError for a token without an embedding."""
+        tokenizer.check_vocab(self.encoder, cfg.vocab)
+        for name, held in self.caches.items():
+            held.check_ids(cfg.vocab, cfg.types, self.splits[name].where)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.caches["train"].lengths
+
+    def rows(self, split: str) -> int:
+        return self.plans[split].rows
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"tokenizer": self.encoder.fingerprint}
+
+    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+        return pipeline.batches(
+            self.caches["train"],
+            self.plans["train"],
+            batch=config.train.batch,
+            row_length=self.length,
+            seed=config.seed,
+            start=start,
+            process=process,
+            processes=processes,
+            shuffle=True,
+        )
+
+    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+        return pipeline.eval_batches(
+            self.caches[split],
+            self.plans[split],
+            batch=batch,
+            row_length=self.length,
+            process=process,
+            processes=processes,
+        )
+
+
+def placeholders(config: Config) -> dict[str, Any]:
+    return {"vocab": config.tokenizer.vocab, "pad_id": 0}
+
+
+def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> TextInputs:
+    """Reads the data, fits the task to them, and builds what is not cached yet. Raises UserError before any compile.
+
+    The tokenizer is that of `hf_folder`, the checkpoint to start from; without one it is trained in `folder`.
+    """
+    length = config.input.length
+    if cfg.positions < length:
+        raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
+    task, dataset = read(config, hf_folder, say)
+    if hf_folder is None and not folder.exists():
+        say(f"training a WordPiece tokenizer of {config.tokenizer.vocab} entries")
+        tokenizer.train_wordpiece(
+            _texts(task, dataset.splits["train"]),
+            vocab=config.tokenizer.vocab,
+            lowercase=config.tokenizer.lowercase,
+            folder=folder,
+            positions=length,
+        )
+    encoder = tokenizer.load(folder if hf_folder is None else hf_folder)
+    caches, plans = {}, {}
+    for name, split in dataset.splits.items():
+        caches[name] = _cache(task, encoder, split, length, config.input.on_bad)
+        # Rows hold examples in random company, of all splits by the same seed.
+        plans[name] = pack.plan(
+            caches[name].lengths, row_length=length, max_segments=config.input.pack, seed=config.seed
+        )
+        counts, plan = caches[name].counts, plans[name]
+        say(
+            f"{name}: {kept(counts)}"
+            + (f", {counts['truncated']:,} cut to {length} tokens" if counts["truncated"] else "")
+            + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
+        )
+    return TextInputs(task, hf_folder, dataset.splits, caches, encoder, plans, length)
+
+
+def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:
+    """Writes the tokenizer of a run into an export."""
+    return lambda target: tokenizer.copy_files(hf_folder or folder, target, config.input.length)
+
+
+def _cache(task: Any, encoder: Any, split: Any, length: int, on_bad: str) -> Any:
+    """The token cache of one split, from the private cache folder where it is already there."""
+    return tokens.build(
+        split,
+        task.example,
+        lambda texts: encoder.encode(texts, length),
+        key={"tokenizer": encoder.fingerprint, "task": repr(task), "length": str(length)},
+        folder=str(cache.private_dir("tokens")),
+        on_bad=on_bad,
+    )
+
+
+def _texts(task: Any, split: Any) -> Iterator[str]:
+    for row in split.rows:
+        try:
+            example = task.example(row)
+        except BadRow:
+            continue  # counted, or refused, when the token cache is built
+        yield example.text
+        if example.pair:
+            yield example.pair
+
+
+class Reader:
+    """The tokenizer of a hub folder. `length`: the most tokens to read (0: as trained)."""
+
+    def __init__(self, folder: Path, length: int):
+        self._folder, self._wanted = folder, length
+        self._encoder = tokenizer.load(folder)
+        self.fields = {"pad_id": self._encoder.pad_id}
+
+    def fit(self, cfg: Any) -> None:
+        """Settles what the model of `cfg` decides. Raises UserError where the two do not belong together."""
+        tokenizer.check_vocab(self._encoder, cfg.vocab)
+        self._cfg = cfg
+        self._length = min(self._wanted or tokenizer.max_length(self._folder, cfg.positions), cfg.positions)
+
+    def encode(self, texts: list[tuple[str, str | None]]) -> list[tokenizer.Encoded]:
+        return self._encoder.encode(texts, self._length)
+
+    def example(self, example: Any) -> Any:
+        """What is kept of an example until its batch is made."""
+        return example
+
+    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """Batches of `rows` rows with all `examples`, which stand at `places` ("x.jsonl:17").
+
+        Raises UserError with the place of a token that the model has no embedding of.
+        """
+        held = tokens.in_memory(examples, self.encode)
+        held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
+        plan = pack.plan(held.lengths, row_length=self._length, max_segments=max(1, self._length // 8), seed=0)
+        return pipeline.eval_batches(held, plan, batch=rows, row_length=self._length, process=0, processes=1)
