@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,7 @@ class TextEncoder:
 
     tokenizer: Any
     vocab_size: int
+    pad_token: str
     pad_id: int
     fingerprint: str
 
@@ -85,7 +86,7 @@ class TextEncoder:
 def load(folder: Path) -> TextEncoder:
     """The tokenizer of a model folder: `tokenizer.json`, else what transformers makes of its older files.
 
-    Raises UserError where there is none, where it cannot be read, and where it has no padding token.
+    Raises UserError where there is none, where it cannot be read, and where nothing can serve as its padding token.
     """
     present = [name for name in FILES if (folder / name).exists()]
     for name in present:
@@ -101,10 +102,11 @@ def load(folder: Path) -> TextEncoder:
             )
     tokenizer = _from_json(folder, content[0]) if TOKENIZER in present else _from_older(folder)
     vocab = tokenizer.get_vocab(with_added_tokens=True)
-    pad = _pad_token(folder)
+    pad = _pad_token(folder, vocab)
     if pad not in vocab:
         raise UserError(f"{folder}: the padding token {pad!r} is not in the tokenizer's vocabulary")
-    return TextEncoder(tokenizer, max(vocab.values()) + 1, vocab[pad], hashlib.sha256(b"".join(content)).hexdigest())
+    fingerprint = hashlib.sha256(b"".join(content)).hexdigest()
+    return TextEncoder(tokenizer, max(vocab.values()) + 1, pad, vocab[pad], fingerprint)
 
 
 def _from_json(folder: Path, content: bytes) -> Any:
@@ -131,14 +133,30 @@ def _from_older(folder: Path) -> Any:
         raise UserError(f"{folder} has no {TOKENIZER}, and transformers opens no tokenizer there: {error}") from None
 
 
-def _pad_token(folder: Path) -> str:
-    """The padding token's text, from whichever file names it; a token may be a string or an object with `content`."""
+# What stands in where no padding token is named, as in most decoders: the one that Llama 3 keeps for this.
+SPARE = ("<|finetune_right_pad_id|>",)
+
+
+def _pad_token(folder: Path, vocab: Mapping[str, int]) -> str:
+    """The padding token's text: the one that the files name, else a spare one, else the end-of-text token."""
+    named = _named(folder, "pad_token")
+    if named is not None:
+        return named
+    for token in (*SPARE, _named(folder, "eos_token")):
+        if token in vocab:
+            return token
+    raise UserError(
+        f"{folder}: neither a pad_token nor an eos_token in {CONFIG} or special_tokens_map.json; add a pad_token"
+    )
+
+
+def _named(folder: Path, which: str) -> str | None:
+    """A special token's text, from whichever file names it; a token may be a string or an object with `content`."""
     for name in (CONFIG, "special_tokens_map.json"):
-        if (folder / name).exists():
-            token = files.read_json(folder, name).get("pad_token")
-            if token is not None:
-                return token["content"] if isinstance(token, dict) else token
-    raise UserError(f"{folder}: no pad_token in tokenizer_config.json or special_tokens_map.json; add one")
+        token = files.read_json(folder, name).get(which) if (folder / name).exists() else None
+        if token is not None:
+            return token["content"] if isinstance(token, dict) else token
+    return None
 
 
 def check_vocab(encoder: TextEncoder, rows: int) -> None:
@@ -157,13 +175,15 @@ def copy_files(source: Path, target: Path, max_length: int) -> list[str]:
     """Copies the tokenizer files of `source`, byte for byte, and returns their names.
 
     Only model_max_length becomes `max_length`, the tokens that the model was trained and measured on: so all who cut
-    texts by it read the same ones.
+    texts by it read the same ones. And a padding token is named where none was: the one that was trained with.
     """
     present = [name for name in FILES if (source / name).exists()]
     for name in present:
         shutil.copyfile(files.inside(source, name), target / name)
     if CONFIG in present:
         config = files.read_json(source, CONFIG) | {"model_max_length": max_length}
+        if _named(source, "pad_token") is None:
+            config["pad_token"] = load(source).pad_token
         (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return present
 

@@ -210,8 +210,19 @@ def test_junk_within_the_limits_costs_little(tmp_path):
 
 def test_a_tokenizer_without_padding_is_refused(trained, tmp_path):
     shutil.copyfile(trained[0] / "tokenizer.json", tmp_path / "tokenizer.json")
-    with pytest.raises(UserError, match="no pad_token"):
+    with pytest.raises(UserError, match="neither a pad_token nor an eos_token"):
         tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
     with pytest.raises(UserError, match="'<pad>' is not in the tokenizer's vocabulary"):
         tokenizer.load(tmp_path)
+
+
+def test_the_end_of_text_pads_where_nothing_else_is_named_and_an_export_says_so(trained, tmp_path):
+    for folder in ("hub", "export"):
+        (tmp_path / folder).mkdir()
+    shutil.copyfile(trained[0] / "tokenizer.json", tmp_path / "hub" / "tokenizer.json")
+    (tmp_path / "hub" / "tokenizer_config.json").write_text('{"eos_token": "[SEP]", "model_max_length": 512}')
+    assert tokenizer.load(tmp_path / "hub").pad_token == "[SEP]"
+    tokenizer.copy_files(tmp_path / "hub", tmp_path / "export", 64)
+    written = json.loads((tmp_path / "export" / "tokenizer_config.json").read_text())
+    assert written == {"eos_token": "[SEP]", "model_max_length": 64, "pad_token": "[SEP]"}
