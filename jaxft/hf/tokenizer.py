@@ -143,7 +143,7 @@ def _pad_token(folder: Path, vocab: Mapping[str, int]) -> str:
     if named is not None:
         return named
     for token in (*SPARE, _named(folder, "eos_token")):
-        if token in vocab:
+        if token is not None and token in vocab:
             return token
     raise UserError(
         f"{folder}: neither a pad_token nor an eos_token in {CONFIG} or special_tokens_map.json; add a pad_token"
