@@ -18,6 +18,7 @@ from jaxft import sharding
 from jaxft.config import Model as ModelSection
 from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
+from jaxft.hf.layout import rows
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Losses
@@ -64,13 +65,13 @@ class Network:
     @property
     def table(self) -> dict[str, tuple[str, str]]:
         """Parameter path -> (hub name, layout), trunk and head; without rows of what this Config does not have."""
-        rows = {**self.family.HF, **self.family.HF_HEADS[self.head]}
-        return {path: row for path, row in rows.items() if path in self.abstract}
+        table = {**self.family.HF, **self.family.HF_HEADS[self.head]}
+        return {path: row for path, row in table.items() if path in self.abstract}
 
     @property
     def tied(self) -> dict[str, str]:
         """Hub names of copies that a checkpoint may hold -> the tensor that each is a copy of."""
-        names = {name for name, _ in self.table.values()}
+        names = {name for row in rows(self.table).values() for name in (row.name, *row.also)}
         return {copy: of for copy, of in self.family.HF_TIED.get(self.head, {}).items() if copy not in names}
 
     def sizes(self) -> dict[str, int]:

@@ -93,15 +93,16 @@ def test_padding_does_not_change_real_tokens(family):
 
 def test_every_parameter_has_a_row_in_the_hub_table_with_its_own_axes(family):
     for head in family.HF_HEADS:
-        net = network(family, head)
-        assert {*family.HF, *family.HF_HEADS[head]} == set(net.abstract), "exactly the parameters that TINY declares"
-        _, declared = nnx.split(family.Model(family.TINY, head, OUTPUTS, Execution()))
-        rows = layout.rows(net.table)
-        for path, variable in nnx.to_flat_state(declared):
-            row, axes = rows["/".join(map(str, path))], variable.get_metadata("axes")
-            stacked = tuple(letter for letter in axes if letter in row.stacked)
-            assert (*stacked, *row.layout.param) == axes, path
-            assert ("N" in axes) == ("{N}" in row.name), path
+        rows, seen = layout.rows({**family.HF, **family.HF_HEADS[head]}), set()
+        for cfg in (family.TINY, *family.VARIANTS.values()):
+            _, declared = nnx.split(family.Model(cfg, head, OUTPUTS, Execution()))
+            for path, variable in nnx.to_flat_state(declared):
+                row, axes = rows["/".join(map(str, path))], variable.get_metadata("axes")
+                stacked = tuple(letter for letter in axes if letter in row.stacked)
+                assert (*stacked, *row.layout.param) == axes, path
+                assert ("N" in axes) == ("{N" in row.name), path
+                seen.add("/".join(map(str, path)))
+        assert seen == set(rows), "every row is of a parameter that TINY or a variant declares"
 
 
 def test_parameters_share_a_hub_tensor_only_as_marked_parts_of_it(family):

@@ -3,6 +3,8 @@
     "blocks/attn/q/kernel": ("layers.{N}.q_proj.weight", "HK D -> D HK")       one tensor a layer, transposed
     "blocks/attn/q/kernel": ("layers.{N}.qkv_proj.weight", "+HK D -> D HK")    the first part of a fused tensor,
     "blocks/attn/k/kernel": ("layers.{N}.qkv_proj.weight", "+GK D -> D GK")    and the one that follows it
+    "head/bias":            ("decoder.bias = bias", "V")                       under both names, read from the first
+                                                                               that is there
 
 A row renames, transposes and stacks; it never computes. So it reads the same in both directions, and a round trip
 is exact to the bit.
@@ -72,11 +74,13 @@ _NUMBERS = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 class Row:
     """A hub name, with `{N}` or `{E}` where a number stands, and the layout of each of its tensors.
 
-    `{N+1}`: the first of the stacked tensors is number 1, since number 0 is another parameter's.
+    `{N+1}`: the first of the stacked tensors is number 1, since number 0 is another parameter's. `also`: further names
+    that the same tensor has on disk.
     """
 
     name: str
     layout: Layout
+    also: tuple[str, ...] = ()
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -86,8 +90,12 @@ class Row:
     def tensors(self, shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], str]]:
         """(index into the stacked axes, hub name) of every tensor of a parameter of `shape`."""
         for index in product(*(range(size) for size in shape[: len(self.stacked)])):
-            at = iter(index)
-            yield index, _NUMBERS.sub(lambda found, at=at: str(next(at) + int(found[2] or 0)), self.name)
+            yield index, _numbered(self.name, index)
+
+    def copies(self, shape: Sequence[int]) -> Iterator[tuple[str, str]]:
+        """(further name, hub name) of those tensors."""
+        for index, name in self.tensors(shape):
+            yield from ((_numbered(other, index), name) for other in self.also)
 
     def disk_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of each of those tensors. Raises ValueError where the rank of `shape` does not fit the row."""
@@ -95,6 +103,11 @@ class Row:
         if len(own) != len(self.layout.param):
             raise ValueError(f"{self.name}: a parameter of shape {tuple(shape)} does not fit axes {self.layout.param}")
         return self.layout.disk_index(own)
+
+
+def _numbered(name: str, index: Sequence[int]) -> str:
+    at = iter(index)
+    return _NUMBERS.sub(lambda found: str(next(at) + int(found[2] or 0)), name)
 
 
 @dataclass(frozen=True)
@@ -137,4 +150,5 @@ def parts(table: Mapping[str, Row], shapes: Mapping[str, Sequence[int]]) -> dict
 
 def rows(table: Table) -> dict[str, Row]:
     """Parameter path -> Row."""
-    return {path: Row(name, parse(layout)) for path, (name, layout) in table.items()}
+    named = {path: (text.split(" = "), parse(layout)) for path, (text, layout) in table.items()}
+    return {path: Row(names[0], layout, tuple(names[1:])) for path, (names, layout) in named.items()}

@@ -107,7 +107,10 @@ def match(
     names = {path: dict(table[path].tensors(shape)) for path, shape in shapes.items()}
     wholes = {path: part.whole for path, part in parts(table, shapes).items()}
     known = {name for tensors in names.values() for name in tensors.values()}
-    found, twice = _canonical(stored, known | set(tied), prefix, legacy)
+    second = {also: name for path, shape in shapes.items() for also, name in table[path].copies(shape)}
+    found, twice = _canonical(stored, known | set(tied) | set(second), prefix, legacy)
+    for also in second.keys() & found.keys():
+        found.setdefault(second[also], found.pop(also))
     problems = [f"there twice: {pair}" for pair in twice] + _untie(found, tied)
 
     report = LoadReport()

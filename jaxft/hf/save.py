@@ -67,7 +67,7 @@ def save(
         raise ValueError(f"table and parameters differ in: {', '.join(sorted(strangers))}")
     shapes = {path: param.shape for path, param in flat.items()} | dict(shapes or {})
     plan = _plan(shapes, table_rows, itemsize, shard_bytes)
-    total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
+    total = sum(math.prod(tensor.shape) for shard in plan.values() for tensor in shard) * itemsize
     writes = jax.process_index() == 0
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,9 +92,11 @@ def _plan(
     for path, row in table.items():
         sharing.setdefault(row.name, []).append(path)
     for paths in sharing.values():
-        row, whole = table[paths[0]], places[paths[0]].whole
+        row, whole, shape = table[paths[0]], places[paths[0]].whole, shapes[paths[0]]
         size = math.prod(whole) * itemsize
-        for index, name in row.tensors(shapes[paths[0]]):
+        indices = {name: index for index, name in row.tensors(shape)}
+        indices |= {copy: indices[of] for copy, of in row.copies(shape)}
+        for name, index in indices.items():
             if shards[-1] and used + size > shard_bytes:
                 shards.append([])
                 used = 0

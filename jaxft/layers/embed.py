@@ -10,16 +10,20 @@ from flax import nnx
 from jaxft.layers.dense import affine
 from jaxft.layers.dropout import dropout
 from jaxft.layers.norm import LayerNorm
-from jaxft.layers.parameter import Init, parameter
+from jaxft.layers.parameter import Init, parameter, zeros
 from jaxft.sharding import constrain
 
 
 class Embed(nnx.Module):
-    """A table [rows, D] looked up by integer id. Ids out of range would clamp: they are refused before."""
+    """A table [rows, D] looked up by integer id. Ids out of range would clamp: they are refused before.
 
-    def __init__(self, rows: int, d_model: int, axes: tuple[str, str], init: Init):
+    `bias`: of each row, for whoever adds it to `attend`.
+    """
+
+    def __init__(self, rows: int, d_model: int, axes: tuple[str, str], init: Init, bias: bool = False):
         self.letter = axes[0]
         self.table = parameter((rows, d_model), axes, init)
+        self.bias = parameter((rows,), axes[:1], zeros) if bias else None
 
     def __call__(self, ids_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[B, L] -> [B, L, D] in `dtype`."""

@@ -73,9 +73,10 @@ class TokenHead(nnx.Module):
 
 
 class VocabHead(nnx.Module):
-    """unembed(transform(x)) over the vocabulary, of every token.
+    """unembed(transform(x)) + bias over the vocabulary, of every token.
 
-    `tied` is the embedding whose table also unembeds (Press & Wolf 2016), None: the head has a table of its own.
+    `tied` is the embedding whose table also unembeds (Press & Wolf 2016), None: the head has a table of its own, and
+    the bias is that table's.
     `softcap` > 0 bounds the logits by cap * tanh(logit / cap); `scale` multiplies the vectors before.
     """
 
@@ -93,8 +94,8 @@ class VocabHead(nnx.Module):
     ):
         self.softcap, self.scale = softcap, scale
         self.transform = transform
-        self.unembed = Embed(vocab, d_model, ("V", "D"), init) if tied is None else tied
-        self.bias = parameter((vocab,), ("V",), zeros) if bias else None
+        self.unembed = Embed(vocab, d_model, ("V", "D"), init, bias) if tied is None else tied
+        self.bias = parameter((vocab,), ("V",), zeros) if bias and tied is not None else None
 
     @staticmethod
     def reads(batch: Batch) -> jax.Array | None:
@@ -107,8 +108,9 @@ class VocabHead(nnx.Module):
         if self.scale != 1:
             x_BLD = x_BLD * jnp.asarray(self.scale, x_BLD.dtype)
         logits_BLV = constrain(self.unembed.attend(x_BLD).astype(jnp.float32), "BLV")
-        if self.bias is not None:
-            logits_BLV += self.bias[...].astype(jnp.float32).reshape(1, 1, -1)
+        bias = self.unembed.bias if self.bias is None else self.bias
+        if bias is not None:
+            logits_BLV += bias[...].astype(jnp.float32).reshape(1, 1, -1)
         return self.softcap * jnp.tanh(logits_BLV / self.softcap) if self.softcap else logits_BLV
 
 

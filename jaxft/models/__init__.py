@@ -28,8 +28,7 @@ HARMLESS = frozenset({
     "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "cls_token_id", "is_composition",
     "mask_token_id", "model_type", "num_labels", "output_attentions", "output_hidden_states", "output_past",
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
-    "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tie_word_embeddings",
-    "tokenizer_class", "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16",
-    "use_cache",
+    "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16", "use_cache",
 })
 # fmt: on

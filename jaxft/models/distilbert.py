@@ -5,19 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxft.layers.block import PostNormBlock
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.head import SequenceHead, TokenHead
+from jaxft.layers.head import SequenceHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
-from jaxft.layers.trunk import Reach, Trunk, encoder_flops
-from jaxft.models.table import check_sizes, dense, norm, read_fields
+from jaxft.models import bert_like
+from jaxft.models.table import check_sizes, dense, norm, read_fields, write_fields
 
 MODEL_TYPE = "distilbert"
 KIND = "encoder"
-
-EPS = 1e-12  # not a field of its config.json
 
 
 @dataclass(frozen=True)
@@ -36,55 +33,37 @@ class Config:
     classifier_dropout: float = 0.2
     span_dropout: float = 0.1
     init_std: float = 0.02
+    tied: bool = True  # of a head over the vocabulary: its table is the embedding's
     pad_id: int = 0
 
     types = 0  # none: those of a pair's texts are ignored
+    eps = 1e-12  # not a field of its config.json
 
     def __post_init__(self) -> None:
         check_sizes(self, "vocab", "positions", "layers", "d_model", "d_ff", "heads", acts=ACTIVATIONS)
 
 
 TINY = Config(vocab=99, positions=40, layers=2, d_model=32, d_ff=64, heads=4)
-VARIANTS: dict[str, Config] = {}
+VARIANTS = {"untied": dataclasses.replace(TINY, tied=False, act="relu")}
 
 
-class Model(Trunk):
+class Model(bert_like.Encoder):
     """Word + position, post-norm blocks, a head."""
 
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
-        embed = TextEmbed(
-            vocab=cfg.vocab,
-            positions=cfg.positions,
-            types=cfg.types,
-            d_model=cfg.d_model,
-            eps=EPS,
-            dropout=cfg.dropout,
-            init=Normal(cfg.init_std),
-        )
-        block = PostNormBlock(
-            d_model=cfg.d_model,
-            d_ff=cfg.d_ff,
-            heads=cfg.heads,
-            act=cfg.act,
-            eps=EPS,
-            dropout=cfg.dropout,
-            attention_dropout=cfg.attention_dropout,
-            init=Normal(cfg.init_std),
-        )
-        super().__init__(embed, block, _head(cfg, head, outputs), how, [Reach()] * cfg.layers)
+        embed = bert_like.text_embed(cfg, cfg.d_model)
+        super().__init__(cfg, embed, _head(cfg, head, outputs, embed), how)
 
 
-def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
-    init = Normal(cfg.init_std)
+def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
+    if head == "masked_lm":
+        return bert_like.masked_lm_head(cfg, embed, cfg.d_model, cfg.act)
     if head == "sequence":
-        return SequenceHead(cfg.d_model, outputs, act="relu", drop=cfg.classifier_dropout, init=init)
-    drop = cfg.dropout if head == "token" else cfg.span_dropout
-    return TokenHead(cfg.d_model, outputs, drop=drop, init=init)
+        return SequenceHead(cfg.d_model, outputs, act="relu", drop=cfg.classifier_dropout, init=Normal(cfg.init_std))
+    return bert_like.token_head(cfg, outputs, cfg.dropout if head == "token" else cfg.span_dropout)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
-    """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
-    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended)
+flops_per_token = bert_like.flops_per_token
 
 
 # ---- Hugging Face: one table, both directions ----
@@ -104,21 +83,18 @@ HF = {
     **norm("blocks/mlp_norm", _LAYER + "output_layer_norm"),
 }
 HF_HEADS = {
+    "masked_lm": bert_like.masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector"),
     "sequence": dense("head/pooler", "pre_classifier", "P D -> D P")
     | dense("head/classifier", "classifier", "C P -> P C"),
-    "token": dense("head/classifier", "classifier", "C D -> D C"),
-    "span": dense("head/classifier", "qa_outputs", "C D -> D C"),
+    "token": bert_like.TOKEN,
+    "span": bert_like.SPAN,
 }
 HF_PREFIX = "distilbert."
 HF_IGNORE = (r"(distilbert\.)?embeddings\.position_ids",)
 HF_OTHER = (r"vocab_(transform|layer_norm|projector)\..*", r"qa_outputs\..*", r"(pre_)?classifier\..*")
 HF_LEGACY: dict[str, str] = {}
-HF_TIED: dict[str, dict[str, str]] = {}
-HF_ARCHITECTURES = {
-    "sequence": "DistilBertForSequenceClassification",
-    "token": "DistilBertForTokenClassification",
-    "span": "DistilBertForQuestionAnswering",
-}
+HF_TIED = {"masked_lm": {"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}}
+HF_ARCHITECTURES = bert_like.architectures("DistilBert")
 
 _FIELDS = {  # hub field -> ours
     "vocab_size": "vocab",
@@ -133,10 +109,11 @@ _FIELDS = {  # hub field -> ours
     "seq_classif_dropout": "classifier_dropout",
     "qa_dropout": "span_dropout",
     "initializer_range": "init_std",
+    "tie_word_embeddings": "tied",
     "pad_token_id": "pad_id",
 }
 _FIXED = {"pruned_heads": {}, "quantization_config": None}
-_HARMLESS = ("sinusoidal_pos_embds", "tie_weights_")  # how a table is first filled; the head of the language model
+_HARMLESS = ("sinusoidal_pos_embds", "tie_weights_")  # how a table is first filled; a flag that nobody reads
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
@@ -146,5 +123,4 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:
     """The config.json fields that transformers builds the same network from."""
-    values = dataclasses.asdict(cfg)
-    return {name: values[ours] for name, ours in _FIELDS.items()}
+    return write_fields(cfg, _FIELDS)

@@ -12,7 +12,7 @@ from jaxft.layers.trunk import Reach
 from jaxft.models import llama_like
 from jaxft.models.llama_like import HF_IGNORE, HF_LEGACY, HF_OTHER, HF_PREFIX, HF_TIED, Decoder
 from jaxft.models.llama_like import decoder_flops as flops_per_token
-from jaxft.models.table import ROPE_FIELDS, check_sizes, read_fields, read_rope, write_rope
+from jaxft.models.table import ROPE_FIELDS, check_sizes, read_fields, read_rope, write_fields, write_rope
 
 __all__ = ["HF_IGNORE", "HF_LEGACY", "HF_OTHER", "HF_PREFIX", "HF_TIED", "flops_per_token"]
 
@@ -108,6 +108,5 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:
     """The config.json fields that transformers builds the same network from."""
-    values = dataclasses.asdict(cfg)
-    fields = {name: values[ours] for name, ours in _FIELDS.items()}
+    fields = write_fields(cfg, _FIELDS)
     return {name: value for name, value in fields.items() if value is not None} | write_rope(cfg.rope)

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxft.layers.block import PostNormBlock
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.head import SequenceHead, TokenHead
+from jaxft.layers.head import SequenceHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
-from jaxft.layers.trunk import Reach, Trunk, encoder_flops
-from jaxft.models.table import check_sizes, dense, norm, read_fields
+from jaxft.models import bert_like
+from jaxft.models.table import check_sizes, dense, read_fields, write_fields
 
 MODEL_TYPE = "roberta"
 KIND = "encoder"
@@ -38,10 +37,11 @@ class Config:
     classifier_dropout: float | None = None  # None: as `dropout`
     eps: float = 1e-12
     init_std: float = 0.02
+    tied: bool = True  # of a head over the vocabulary: its table is the embedding's
     pad_id: int = 1
 
     def __post_init__(self) -> None:
-        check_sizes(self, "vocab", "positions", "types", "layers", "d_model", "d_ff", "heads", acts=ACTIVATIONS)
+        check_sizes(self, *bert_like.SIZES, acts=ACTIVATIONS)
 
     @property
     def first_position(self) -> int:
@@ -49,112 +49,55 @@ class Config:
 
 
 TINY = Config(vocab=99, positions=40, types=1, layers=2, d_model=32, d_ff=64, heads=4)
-VARIANTS: dict[str, Config] = {}
+VARIANTS = {"untied": dataclasses.replace(TINY, tied=False, act="relu")}
 
 
-class Model(Trunk):
+class Model(bert_like.Encoder):
     """Word + position + token type, post-norm blocks, a head."""
 
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
-        embed = TextEmbed(
-            vocab=cfg.vocab,
-            positions=cfg.positions,
-            types=cfg.types,
-            d_model=cfg.d_model,
-            eps=cfg.eps,
-            dropout=cfg.dropout,
-            init=Normal(cfg.init_std),
-            first_position=cfg.first_position,
-        )
-        block = PostNormBlock(
-            d_model=cfg.d_model,
-            d_ff=cfg.d_ff,
-            heads=cfg.heads,
-            act=cfg.act,
-            eps=cfg.eps,
-            dropout=cfg.dropout,
-            attention_dropout=cfg.attention_dropout,
-            init=Normal(cfg.init_std),
-        )
-        super().__init__(embed, block, _head(cfg, head, outputs), how, [Reach()] * cfg.layers)
+        embed = bert_like.text_embed(cfg, cfg.d_model, first_position=cfg.first_position)
+        super().__init__(cfg, embed, _head(cfg, head, outputs, embed), how)
 
 
-def _head(cfg: Config, head: str, outputs: int) -> SequenceHead | TokenHead:
-    init, drop = Normal(cfg.init_std), cfg.dropout if cfg.classifier_dropout is None else cfg.classifier_dropout
+def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
+    drop = bert_like.classifier_dropout(cfg)
+    if head == "masked_lm":
+        return bert_like.masked_lm_head(cfg, embed, cfg.d_model, "gelu")  # whatever `act` is
     if head == "sequence":
-        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=init, drop_first=True)
-    return TokenHead(cfg.d_model, outputs, drop=drop if head == "token" else 0.0, init=init)
+        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=Normal(cfg.init_std), drop_first=True)
+    return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
-    """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
-    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended)
+flops_per_token = bert_like.flops_per_token
 
 
 # ---- Hugging Face: one table, both directions ----
 
-_LAYER = "roberta.encoder.layer.{N}."
-HF = {
-    "embed/word/table": ("roberta.embeddings.word_embeddings.weight", "V D"),
-    "embed/position/table": ("roberta.embeddings.position_embeddings.weight", "T D"),
-    "embed/type/table": ("roberta.embeddings.token_type_embeddings.weight", "T D"),
-    **norm("embed/norm", "roberta.embeddings.LayerNorm"),
-    **dense("blocks/attn/q", _LAYER + "attention.self.query", "HK D -> D HK"),
-    **dense("blocks/attn/k", _LAYER + "attention.self.key", "GK D -> D GK"),
-    **dense("blocks/attn/v", _LAYER + "attention.self.value", "GK D -> D GK"),
-    **dense("blocks/attn/out", _LAYER + "attention.output.dense", "D HK -> HK D"),
-    **norm("blocks/attn_norm", _LAYER + "attention.output.LayerNorm"),
-    **dense("blocks/mlp/up", _LAYER + "intermediate.dense", "F D -> D F"),
-    **dense("blocks/mlp/down", _LAYER + "output.dense", "D F -> F D"),
-    **norm("blocks/mlp_norm", _LAYER + "output.LayerNorm"),
-}
+HF = bert_like.table("roberta.")
 HF_HEADS = {
+    "masked_lm": bert_like.masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", bias="lm_head.bias"),
     "sequence": dense("head/pooler", "classifier.dense", "P D -> D P")
     | dense("head/classifier", "classifier.out_proj", "C P -> P C"),
-    "token": dense("head/classifier", "classifier", "C D -> D C"),
-    "span": dense("head/classifier", "qa_outputs", "C D -> D C"),
+    "token": bert_like.TOKEN,
+    "span": bert_like.SPAN,
 }
 HF_PREFIX = "roberta."
 HF_IGNORE = (r"(roberta\.)?embeddings\.(position_ids|token_type_ids)",)
 HF_OTHER = (r"lm_head\..*", r"qa_outputs\..*", r"classifier\..*", r"(roberta\.)?pooler\..*")
-HF_LEGACY = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-HF_TIED: dict[str, dict[str, str]] = {}
-HF_ARCHITECTURES = {
-    "sequence": "RobertaForSequenceClassification",
-    "token": "RobertaForTokenClassification",
-    "span": "RobertaForQuestionAnswering",
+HF_LEGACY = bert_like.LEGACY
+HF_TIED = {
+    "masked_lm": {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
 }
-
-_FIELDS = {  # hub field -> ours
-    "vocab_size": "vocab",
-    "max_position_embeddings": "positions",
-    "type_vocab_size": "types",
-    "num_hidden_layers": "layers",
-    "hidden_size": "d_model",
-    "intermediate_size": "d_ff",
-    "num_attention_heads": "heads",
-    "hidden_act": "act",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "classifier_dropout": "classifier_dropout",
-    "layer_norm_eps": "eps",
-    "initializer_range": "init_std",
-    "pad_token_id": "pad_id",
-}
-# Fields that change numbers and that only one value is implemented for.
-_FIXED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "quantization_config": None,
-}
+HF_ARCHITECTURES = bert_like.architectures("Roberta")
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    given = read_fields(hf, _FIELDS, _FIXED)
+    given = read_fields(hf, bert_like.FIELDS, bert_like.FIXED)
     if "positions" in given:
         given["positions"] -= given.get("pad_id", Config.pad_id) + 1
     return Config(**given)
@@ -162,5 +105,4 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:
     """The config.json fields that transformers builds the same network from."""
-    values = dataclasses.asdict(cfg) | {"positions": cfg.positions + cfg.first_position}
-    return {name: values[ours] for name, ours in _FIELDS.items()}
+    return write_fields(cfg, bert_like.FIELDS) | {"max_position_embeddings": cfg.positions + cfg.first_position}

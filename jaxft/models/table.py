@@ -42,6 +42,11 @@ def read_fields(
     return given
 
 
+def write_fields(cfg: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a Config under the hub's names, the other way round."""
+    return {name: getattr(cfg, ours) for name, ours in fields.items()}
+
+
 ORIGINAL = "original_max_position_embeddings"
 ROPE_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor", ORIGINAL)
 

@@ -84,3 +84,9 @@ def test_a_transposed_copy_is_exact(shape):
     out = np.empty(shape[::-1], np.float32)
     layout.copy(out, array.T)
     np.testing.assert_array_equal(out, array.T)
+
+
+def test_a_tensor_may_have_several_names():
+    row = layout.rows({"up": ("layer.{N+1}.up = layers.{N+1}.up", "F D -> D F")})["up"]
+    assert list(row.tensors((2, 8, 3))) == [((0,), "layer.1.up"), ((1,), "layer.2.up")]
+    assert list(row.copies((2, 8, 3))) == [("layers.1.up", "layer.1.up"), ("layers.2.up", "layer.2.up")]

@@ -55,10 +55,10 @@ def abstract(dtype: np.dtype = np.float32) -> dict:
     return tree
 
 
-def read(folder, tensors, *, dtype=np.float32, **options):
+def read(folder, tensors, *, dtype=np.float32, table=TABLE, **options):
     save_file(tensors, folder / files.SINGLE)
     given = dict(prefix="net.", ignore=[r"(net\.)?position_ids"], other=[r"lm\..*"], legacy={".gamma": ".weight"})
-    return load.load(folder, TABLE, abstract(dtype), **given | options)
+    return load.load(folder, table, abstract(dtype), **given | options)
 
 
 @pytest.mark.parametrize("stored", [np.float32, jnp.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
@@ -164,6 +164,18 @@ def test_a_classifier_of_another_width_is_refused_with_advice_and_reset_on_reque
         read(tmp_path, tensors, optional=HEAD)
     params, report = read(tmp_path, tensors, optional=HEAD, reset=HEAD)
     assert set(report.new) == HEAD and set(report.dropped) == {"out.weight", "out.bias"} and "head" not in params
+
+
+def test_of_a_tensor_with_two_names_the_first_that_is_there_is_read(tmp_path):
+    table = TABLE | {"head/out/bias": ("out.bias = bias", "C")}
+    tensors = checkpoint()
+    tensors["bias"] = tensors["out.bias"] + 1
+    params, report = read(tmp_path, tensors, table=table)
+    np.testing.assert_array_equal(params["head"]["out"]["bias"], tensors["out.bias"])
+    del tensors["out.bias"]
+    params, report = read(tmp_path, tensors, table=table)
+    np.testing.assert_array_equal(params["head"]["out"]["bias"], tensors["bias"])
+    assert not report.new and not report.dropped
 
 
 def test_a_table_that_does_not_cover_the_model_is_a_mistake_of_the_program(tmp_path):

@@ -48,6 +48,17 @@ def test_the_safetensors_library_reads_what_was_written(tmp_path, dtype):
         assert file.metadata()["format"] == "pt"  # transformers refuses a file without it
 
 
+def test_a_tensor_with_two_names_is_written_under_both(tmp_path):
+    table = TABLE | {"embed/table": ("embed.weight = out.weight", "V D")}
+    given = params()
+    save.save(tmp_path, given, table, dtype="float32", shard_bytes=1)
+    index = json.loads((tmp_path / files.INDEX).read_text())
+    for name in ("embed.weight", "out.weight"):
+        found = load_file(tmp_path / index["weight_map"][name])[name]
+        np.testing.assert_array_equal(found, np.asarray(given["embed"]["table"]))
+    assert index["metadata"] == {"total_size": 2 * 16 * 8 * 4 + 3 * 24 * 8 * 4}
+
+
 def test_shards_follow_the_hub_s_names_and_index(tmp_path):
     one_kernel = 24 * 8 * 4
     names = save.save(tmp_path, params(), TABLE, dtype="float32", shard_bytes=2 * one_kernel)

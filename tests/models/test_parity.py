@@ -41,7 +41,7 @@ def case(request, tmp_path_factory):
     family = FAMILIES[name]
     cfg = family.VARIANTS[variant] if variant else family.TINY
     # Unlike the default, so that an eps which is not read shows.
-    cfg = dataclasses.replace(cfg, **({"eps": 1e-3} if hasattr(cfg, "eps") else {}))
+    cfg = dataclasses.replace(cfg, **({"eps": 1e-3} if "eps" in vars(cfg) else {}))
     fields = {**family.config_to_hf(cfg), "num_labels": outputs(head), "attn_implementation": "eager"}
     torch.manual_seed(0)
     model = getattr(transformers, family.HF_ARCHITECTURES[head])(transformers.AutoConfig.for_model(name, **fields))
@@ -182,7 +182,12 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
     theirs.backward()
     np.testing.assert_allclose(value, theirs.item(), **TOLERANCE)
     flat, seen, places = hf_load.flatten(grads), set(), parts(rows(case.net.table), case.net.stored)
-    wanted = {name: parameter.grad for name, parameter in case.model.named_parameters()}
+    wanted = {
+        name: parameter.grad
+        for name, parameter in case.model.named_parameters(remove_duplicate=False)
+        # An untied BERT of transformers 5 has a bias that nothing is computed with.
+        if name not in case.net.tied and parameter.grad is not None
+    }
     for path, row in rows(case.net.table).items():
         for index, name in row.tensors(flat[path].shape):
             grad = np.asarray(flat[path])[tuple(map(slice, case.net.stored[path]))][index]
@@ -199,7 +204,9 @@ def test_load_then_save_returns_every_tensor_bit_for_bit_and_opens_in_transforme
     hf_save.save(tmp_path, case.params, case.net.table, dtype="float32", shapes=case.net.stored)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, case.folder))
     assert ours.keys() == theirs.keys()
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+    table = rows(case.net.table)
+    copies = {copy: of for path, row in table.items() for copy, of in row.copies(case.net.stored[path])}
+    assert all(ours[name].tobytes() == theirs[copies.get(name, name)].tobytes() for name in theirs)
     labels = {str(i): f"label {i}" for i in range(outputs(case.head))}
     config = hf_folder.config_of(case.net, {"id2label": labels}, "float32")
     (tmp_path / "config.json").write_text(json.dumps(config))
