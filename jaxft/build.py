@@ -103,6 +103,7 @@ def network(
         inits[path] = variable.get_metadata("init")
         if sum(letter not in sharding.STACKED for letter in axes) > 1:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
+    _check_experts(abstract, letters, rules, mesh)
     return Network(
         family=family,
         cfg=cfg,
@@ -117,6 +118,20 @@ def network(
         float32=dtype == "float32",
         unsharded=tuple(unsharded),
     )
+
+
+def _check_experts(
+    abstract: Mapping[str, Any], letters: Mapping[str, tuple[str, ...]], rules: ShardingSection, mesh: Mesh
+) -> None:
+    """Raises UserError where the mesh cannot share out the experts that a layer has."""
+    experts = {abstract[path].shape[axes.index("E")] for path, axes in letters.items() if "E" in axes}
+    pieces = sharding.pieces("E", rules.params, mesh)
+    if mesh.shape["expert"] > 1 and not experts:
+        raise UserError(f"mesh.expert={mesh.shape['expert']}: this model has no experts; set it to 1")
+    for n in experts:
+        if n % pieces:
+            fitting = ", ".join(str(k) for k in range(1, n + 1) if n % k == 0)
+            raise UserError(f"mesh.expert={pieces} does not divide the {n} experts of a layer; use one of: {fitting}")
 
 
 def _filled_up(vocab: int, rules: sharding.Rules, mesh: Mesh) -> int:

@@ -95,7 +95,7 @@ class Run:
                 micro = " / train.accumulate" if field == "train.batch" and config.train.accumulate > 1 else ""
                 raise UserError(
                     f"{field}{micro}={rows} rows are not divisible by the {shards} devices that share the batch "
-                    f"(mesh data={mesh.shape['data']}, fsdp={mesh.shape['fsdp']}); use {-(-rows // shards) * shards}, "
+                    f"(mesh {_shape(mesh)}); use {-(-rows // shards) * shards}, "
                     "or set mesh.tensor higher"
                 )
         ruled = sharding.axes_of(config.sharding.params, config.sharding.activations)

@@ -8,7 +8,7 @@ parallelism (ZeRO-3: the parameter map shards D over `fsdp` while activations sh
 import contextlib
 import contextvars
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxft.registry import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
 # What they mean: jaxft/layers/__init__.py.
-LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q", "HK", "GK", "P", "C", "N", "E", "R")
+LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q", "HK", "GK", "P", "C", "N", "R", "E", "X", "J")
 STACKED = ("N",)  # leading axes of stacked blocks; they do not count towards a parameter's rank
 
 Rules = Mapping[str, str | Sequence[str] | None]
@@ -165,3 +165,34 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
         return x
     where = NamedSharding(active.mesh, spec(x.shape, letters, active.rules, active.mesh))
     return jax.lax.with_sharding_constraint(x, where)
+
+
+def by_device(body: Callable[..., jax.Array], *given: tuple[jax.Array, str], over: str) -> jax.Array:
+    """`body` of arrays given with their letters, on every device of its pieces of them; the result is like the first.
+
+    Devices whose pieces differ in the letters `over`, such as experts, work on the same rows and add up what comes of
+    it. A dimension that must be whole has the letter "_". Outside `activations` it is `body` of whole arrays.
+    """
+    arrays = [array for array, _ in given]
+    active = _active.get()
+    if active is None or active.mesh.size == 1:
+        return body(*arrays)
+    mesh, rules = active.mesh, active.rules
+    shared = {axis for letter in over for axis in _names(rules.get(letter))}
+    rules = {
+        letter: axes if letter in over else [axis for axis in _names(axes) if axis not in shared]
+        for letter, axes in rules.items()
+    }
+    specs = [spec(array.shape, letters, rules, mesh) for array, letters in given]
+    cut = [{axis for part in where for axis in _names(part)} for where in specs]
+    varying = set[str]().union(*cut)
+
+    def one(*pieces: jax.Array) -> jax.Array:
+        # All made to vary over the same axes: the gradient of that adds up, where devices had the same piece.
+        alike = [
+            jax.lax.pcast(piece, tuple(varying - own), to="varying") if varying - own else piece
+            for piece, own in zip(pieces, cut, strict=True)
+        ]
+        return jax.lax.psum(body(*alike), tuple(varying & shared))
+
+    return jax.shard_map(one, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0])(*arrays)

@@ -138,7 +138,7 @@ def test_every_letter_that_can_be_sharded_is_one_that_parameters_carry(family):
     c = tiny.config()
     _, declared = nnx.split(family.Model(family.TINY, "sequence", OUTPUTS, Execution()))
     letters = {letter for _, variable in nnx.to_flat_state(declared) for letter in variable.get_metadata("axes")}
-    assert set(c.sharding.params) <= letters
+    assert set(c.sharding.params) - {"E"} <= letters, "but experts, which only some have"
     sharding.check_rules(c.sharding.params, c.sharding.activations)
 
 

@@ -55,7 +55,7 @@ class PreNormBlock(nnx.Module):
     def __init__(
         self,
         attn: Attention,
-        mlp: Callable[[jax.Array], jax.Array],
+        mlp: Callable[..., Any],
         norm: Callable[[], Any],
         *,
         drop: float = 0.0,
