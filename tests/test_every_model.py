@@ -29,10 +29,10 @@ def family(request):
     return lookup(MODELS, request.param, "model.name")
 
 
-def network(family, head="sequence"):
+def network(family, head="sequence", **model):
     c = tiny.config()
     on = tiny.mesh(devices=1)
-    options = dict(outputs=OUTPUTS, model=c.model, rules=c.sharding, mesh=on)
+    options = dict(outputs=OUTPUTS, model=dataclasses.replace(c.model, **model), rules=c.sharding, mesh=on)
     return build.network(family, family.TINY, head=head, **options)
 
 
@@ -89,6 +89,14 @@ def test_padding_does_not_change_real_tokens(family):
     np.testing.assert_allclose(forward(params, padded), short, rtol=0, atol=TOLERANCE)
     junk = padded | {"ids": jnp.where(padded["segment"] > 0, padded["ids"], 7)}
     np.testing.assert_array_equal(forward(params, junk), forward(params, padded))
+
+
+def test_layers_give_the_same_logits_scanned_and_unrolled(family):
+    """Also layers of several kinds, and so many that their pattern ends in the middle."""
+    nets = [network(family, scan=scan) for scan in (False, True)]
+    params, batch = parameters(nets[0]), batch_of(random_ids(family), 12)
+    unrolled, scanned = (jax.jit(net.forward)(params, batch) for net in nets)
+    np.testing.assert_allclose(scanned, unrolled, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_every_parameter_has_a_row_in_the_hub_table_with_its_own_axes(family):

@@ -50,36 +50,55 @@ def run_stack(
     """Runs `call(block, x, key, at, kind)` for each of the N blocks in turn: [B, L, D], or [B, S, D] at places `at_BS`.
 
     `kinds` says for each block what sets it apart from its equals, as a constant of the program. What the calls leave
-    aside beside x is summed over the blocks. What only a few places are read of need not be computed elsewhere:
-    unrolled, the last block is asked for these alone, and saves all but its keys and values. A scan treats all blocks
-    alike and picks at the end, since cutting the last block off its stacked parameters would copy them. The numbers are
-    the same but for the draw of dropout masks.
+    aside beside x is summed over the blocks. What only a few places are read of need not be computed elsewhere: where
+    the last block is unrolled, it is asked for these alone, and saves all but its keys and values. A scan treats all
+    blocks alike and picks at the end, since cutting the last block off its stacked parameters would copy them. The
+    numbers are the same but for the draw of dropout masks.
     """
     structure, stacked = nnx.split(blocks)
     params = nnx.to_pure_dict(stacked)
     n = jax.tree.leaves(params)[0].shape[0]
-    keys = None if key is None else jax.random.split(key, n)
+    layers = (params, None if key is None else jax.random.split(key, n))
 
     def body(x_BLD: jax.Array, layer: Any, kind: Kind, at_BS: jax.Array | None = None) -> tuple[jax.Array, Any]:
         one, layer_key = layer
         return call(nnx.merge(structure, one), x_BLD, layer_key, at_BS, kind)
 
-    if how.remat != "none":
-        body = jax.checkpoint(body, policy=REMAT[how.remat], prevent_cse=not how.scan, static_argnums=(2,))
-    if how.scan:
-        x_BLD, aside = _scan(body, x_BLD, (params, keys), kinds)
-        return x_BLD if at_BS is None else pick(x_BLD, at_BS), aside
+    def recomputing(scanned: bool) -> Callable[..., Any]:
+        if how.remat == "none":
+            return body
+        return jax.checkpoint(body, policy=REMAT[how.remat], prevent_cse=not scanned, static_argnums=(2,))
+
     asides = []
-    for i, (layer, kind) in enumerate(zip(_unstack((params, keys), n), kinds, strict=True)):
-        x_BLD, aside = body(x_BLD, layer, kind, at_BS if i == n - 1 else None)
+    scanned = _whole_turns(kinds) if how.scan else 0
+    if scanned:
+        first, layers = _cut(layers, scanned)
+        x_BLD, aside = _scan(recomputing(scanned=True), x_BLD, first, kinds[:scanned])
         asides.append(aside)
+    unrolled = recomputing(scanned=False)
+    for i, layer in enumerate(_unstack(layers, n - scanned), scanned):
+        x_BLD, aside = unrolled(x_BLD, layer, kinds[i], at_BS if i == n - 1 else None)
+        asides.append(aside)
+    if at_BS is not None and scanned == n:
+        x_BLD = pick(x_BLD, at_BS)
     return x_BLD, jax.tree.map(lambda *parts: sum(parts), *asides)
+
+
+def period(kinds: Sequence[Kind]) -> int:
+    """After how many they repeat, though the last time perhaps not to the end; all of them where they do not."""
+    n = len(kinds)
+    return next(p for p in range(1, n + 1) if all(kinds[i] == kinds[i - p] for i in range(p, n)))
+
+
+def _whole_turns(kinds: Sequence[Kind]) -> int:
+    """How many blocks from the first a scan takes: of kinds that repeat all whole turns, of others none."""
+    turn = period(kinds)
+    return len(kinds) // turn * turn if len(kinds) >= 2 * turn else 0
 
 
 def _scan(body: Callable[..., Any], x_BLD: jax.Array, layers: Any, kinds: Sequence[Kind]) -> tuple[jax.Array, Any]:
     """The blocks by `lax.scan`, one turn for as many as it takes until their kinds repeat (five local, one global)."""
-    n = len(kinds)
-    turn = next(p for p in range(1, n + 1) if n % p == 0 and all(kinds[i] == kinds[i % p] for i in range(n)))
+    n, turn = len(kinds), period(kinds)
 
     def turn_body(x_BLD: jax.Array, group: Any) -> tuple[jax.Array, Any]:
         asides = []
@@ -98,6 +117,14 @@ def _scan(body: Callable[..., Any], x_BLD: jax.Array, layers: Any, kinds: Sequen
 def pick(x_BLD: jax.Array, at_BS: jax.Array) -> jax.Array:
     """The vectors at positions `at_BS`, [B, S, D]."""
     return constrain(jnp.take_along_axis(x_BLD, at_BS[:, :, None], axis=1), "BSD")
+
+
+def _cut(stacked: Any, at: int) -> tuple[Any, Any]:
+    """The first `at` of every leaf, and the others."""
+    leaves, structure = jax.tree.flatten(stacked)
+    pairs = [jax.lax.split(leaf, (at, leaf.shape[0] - at)) for leaf in leaves]
+    first, others = zip(*pairs, strict=True)
+    return jax.tree.unflatten(structure, first), jax.tree.unflatten(structure, others)
 
 
 def _unstack(stacked: Any, n: int) -> list[Any]:

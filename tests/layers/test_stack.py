@@ -87,25 +87,53 @@ def test_what_is_read_at_few_positions_is_what_stands_there(scan, remat):
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("kinds", [(1, 2, 1, 2), (1, 2, 3, 3), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "kinds", [(1, 2) * 2, (1, 2, 3, 3), (1,) * 4, (1, 2) * 2 + (1,), (1, 1, 2) * 2 + (1, 1)], ids=str
+)
 def test_blocks_of_several_kinds_are_the_same_scanned_and_unrolled_and_what_they_leave_aside_adds_up(kinds, remat):
-    """A scan takes as many blocks a turn as it takes until their kinds repeat: two, four and one."""
+    """A scan takes as many blocks a turn as it takes until their kinds repeat, and unrolls what the last leaves."""
     structure, _ = nnx.split(stack(Block(), len(kinds)))
-    params = jax.tree.map(lambda x: jnp.concatenate([x, x[:1] / 2]), parameters())
+    params = jax.tree.map(lambda x: jnp.concatenate([x, x / 2, x * 2])[: len(kinds)], parameters())
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 5, D), np.float32))
 
     def call(block, x, key, at, kind):
-        y = block(x, key) * kind
+        y = block(x if at is None else pick(x, at), key) * kind
         return y, {"sum": y.sum(), "blocks": 1}
 
     def result(scan):
         blocks = nnx.merge(structure, {"dense": params})
-        return run_stack(blocks, call, x, None, Execution(scan=scan, remat=remat), None, kinds)
+        return run_stack(blocks, call, x, None, Execution(scan=scan, remat=remat), at, kinds)
 
-    expected = x
+    expected, at = x, None
     for i, kind in enumerate(kinds):
         expected = jnp.tanh(expected @ params["kernel"][i] + params["bias"][i][None, None]) * kind
     for y, aside in (result(scan=False), result(scan=True)):
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
         assert aside["blocks"] == len(kinds)
     np.testing.assert_allclose(result(True)[1]["sum"], result(False)[1]["sum"], rtol=1e-5)
+    at = jnp.asarray([[0, 3], [4, 2]])
+    for y, _ in (result(scan=False), result(scan=True)):
+        np.testing.assert_allclose(y, pick(expected, at), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kinds, traced",
+    [((1,) * 7, 1), ((1, 1, 2) * 2, 3), ((1, 1, 2) * 2 + (1,), 4), ((1, 2, 3), 3), ((1, 1, 2, 2), 4)],
+    ids=str,
+)
+def test_a_scan_traces_one_turn_and_what_is_left_after_the_last_whole_one(kinds, traced):
+    structure, _ = nnx.split(stack(Block(), len(kinds)))
+    seen = []
+
+    def call(block, x, key, at, kind):
+        seen.append(kind)
+        return block(x, key), None
+
+    def run(params):
+        blocks = nnx.merge(structure, {"dense": params})
+        return run_stack(blocks, call, jnp.ones((1, 2, D)), None, Execution(scan=True), None, kinds)[0]
+
+    shape = {"kernel": (len(kinds), D, D), "bias": (len(kinds), D)}
+    out = jax.eval_shape(run, {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in shape.items()})
+    assert out.shape == (1, 2, D)
+    assert len(seen) == traced
