@@ -22,7 +22,7 @@ from jaxft.hf.layout import rows
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Losses
-from jaxft.models import MODELS
+from jaxft.models import ABSENT, MODELS
 from jaxft.registry import UserError, check_options, lookup
 
 # Tables over the vocabulary get rows up to a multiple of this, so that every usual tensor axis divides them and
@@ -142,7 +142,10 @@ def _filled_up(vocab: int, rules: sharding.Rules, mesh: Mesh) -> int:
 
 def family_of(model: ModelSection, hf: Mapping[str, Any] | None) -> Any:
     """The module of the family that a hub config.json names, or the config where there is none."""
-    return lookup(MODELS, *(model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type"))
+    name, field = (model.name, "model.name") if hf is None else (hf["model_type"], f"{model.hf}: model_type")
+    if name in ABSENT:
+        raise UserError(f"{field}={name!r} is not supported: {ABSENT[name]}")
+    return lookup(MODELS, name, field)
 
 
 def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: Any) -> tuple[Any, Any]:

@@ -67,6 +67,12 @@ def test_fields_of_the_hub_the_config_and_the_run_come_together():
         (dict(override={"vocab": 5}), HUB, "model.override.vocab is not an option here"),
         (dict(override={"heads": 5}), HUB, "d_model=32 is not divisible by heads=5"),
         (dict(hf="x"), HUB | {"model_type": "mamba"}, "x: model_type='mamba' is not known; known: b"),
+        (dict(hf="x"), {"model_type": "gemma3"}, "x: model_type='gemma3' is not supported: .*gemma3_text"),
+        (
+            dict(hf="x"),
+            {"model_type": "deepseek_v3"},
+            "model_type='deepseek_v3' is not supported: its latent attention",
+        ),
         (dict(), HUB | {"is_decoder": True}, "fields that are not supported: is_decoder=True"),
     ],
 )

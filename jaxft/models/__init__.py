@@ -15,9 +15,17 @@ MODELS = {
     "bert": "jaxft.models.bert",
     "distilbert": "jaxft.models.distilbert",
     "electra": "jaxft.models.electra",
+    "gemma2": "jaxft.models.gemma2",
+    "gemma3_text": "jaxft.models.gemma3_text",
     "llama": "jaxft.models.llama",
     "roberta": "jaxft.models.roberta",
     "xlm-roberta": "jaxft.models.xlm_roberta",
+}
+
+# Model types that people will try, and why there is no family for them.
+ABSENT = {
+    "deepseek_v3": "its latent attention, routing by groups of experts and fp8 block scales are not implemented",
+    "gemma3": "it reads images too; use a text-only checkpoint, whose model_type is gemma3_text",
 }
 
 # Fields of a hub config.json that change no number of a forward or backward pass, in any family.

@@ -87,7 +87,7 @@ def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
 def check_sizes(cfg: Any, *sizes: str, acts: Mapping[str, Any]) -> None:
     """Raises UserError for a size below 1, heads that do not divide what they must, and an unknown activation."""
     for name in sizes:
-        if getattr(cfg, name) < 1:
+        if not getattr(cfg, name) or getattr(cfg, name) < 1:  # config.json may say null
             raise UserError(f"model: {name}={getattr(cfg, name)} must be 1 or more")
     if not getattr(cfg, "head_dim", 0) and cfg.d_model % cfg.heads:
         raise UserError(f"model: d_model={cfg.d_model} is not divisible by heads={cfg.heads}")
