@@ -91,7 +91,11 @@ def period(kinds: Sequence[Kind]) -> int:
 
 
 def _whole_turns(kinds: Sequence[Kind]) -> int:
-    """How many blocks from the first a scan takes: of kinds that repeat all whole turns, of others none."""
+    """How many blocks from the first a scan takes: of kinds that repeat all whole turns, of others none.
+
+    Taking only some copies the parameters once. 26 layers, five of six local, then compile in 7 s instead of 20 s with
+    full remat and need 229 MB instead of 193 MB beside 97 MB of parameters; 24 layers, which divide, need 139 MB.
+    """
     turn = period(kinds)
     return len(kinds) // turn * turn if len(kinds) >= 2 * turn else 0
 
