@@ -69,6 +69,14 @@ class Network:
         return {path: row for path, row in table.items() if path in self.abstract}
 
     @property
+    def prefixes(self) -> list[str]:
+        """What names of the trunk's tensors may begin with: some heads call it otherwise, and a bare one has none."""
+        first, trunk = self.family.HF_PREFIX, self.family.HF
+        bare = {path: name.removeprefix(first) for path, (name, _) in trunk.items()}
+        moved = [(path, name) for rows in self.family.HF_HEADS.values() for path, (name, _) in rows.items()]
+        return list(dict.fromkeys([first, *(name.removesuffix(bare[path]) for path, name in moved if path in trunk)]))
+
+    @property
     def tied(self) -> dict[str, str]:
         """Hub names of copies that a checkpoint may hold -> the tensor that each is a copy of."""
         names = {name for row in rows(self.table).values() for name in (row.name, *row.also)}
@@ -200,7 +208,7 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
         folder,
         net.table,
         unflatten_dict(net.abstract, sep="/"),
-        prefix=net.family.HF_PREFIX,
+        prefixes=net.prefixes,
         ignore=net.family.HF_IGNORE,
         other=net.family.HF_OTHER,
         legacy=net.family.HF_LEGACY,

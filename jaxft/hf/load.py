@@ -42,7 +42,7 @@ def load(
     table: Table,
     abstract: Mapping[str, Any],
     *,
-    prefix: str,
+    prefixes: Collection[str],
     ignore: Collection[str],
     other: Collection[str],
     legacy: Mapping[str, str],
@@ -53,10 +53,10 @@ def load(
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters of `abstract` (nested dict of ShapeDtypeStruct with shardings) from the safetensors of `folder`.
 
-    `table` has a row per parameter path. `prefix` is what the names of a bare trunk lack; `legacy` maps old name
-    endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other` belong to other heads.
-    `tied` maps names of copies to the tensors that they must equal. `shapes` are those of parameters that are larger
-    here than on disk: what is beyond is zero.
+    `table` has a row per parameter path. `prefixes` are what names of the trunk's tensors may begin with, or lack;
+    `legacy` maps old name endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other`
+    belong to other heads. `tied` maps names of copies to the tensors that they must equal. `shapes` are those of
+    parameters that are larger here than on disk: what is beyond is zero.
     Parameters in `optional` may be absent, those in `reset` are not read at all: both are left out of the result and
     listed in `report.new`. Raises UserError that lists every tensor that is missing, extra, misshapen or there twice.
     """
@@ -70,7 +70,7 @@ def load(
         stored,
         table_rows,
         shapes,
-        prefix=prefix,
+        prefixes=prefixes,
         ignore=ignore,
         other=other,
         legacy=legacy,
@@ -95,7 +95,7 @@ def match(
     table: Mapping[str, Row],
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    prefix: str,
+    prefixes: Collection[str],
     ignore: Collection[str],
     other: Collection[str],
     legacy: Mapping[str, str],
@@ -108,7 +108,7 @@ def match(
     wholes = {path: part.whole for path, part in parts(table, shapes).items()}
     known = {name for tensors in names.values() for name in tensors.values()}
     second = {also: name for path, shape in shapes.items() for also, name in table[path].copies(shape)}
-    found, twice = _canonical(stored, known | set(tied) | set(second), prefix, legacy)
+    found, twice = _canonical(stored, known | set(tied) | set(second), prefixes, legacy)
     for also in second.keys() & found.keys():
         found.setdefault(second[also], found.pop(also))
     problems = [f"there twice: {pair}" for pair in twice] + _untie(found, tied)
@@ -173,16 +173,17 @@ def _equal(a: Stored, b: Stored) -> bool:
 
 
 def _canonical(
-    stored: Mapping[str, Stored], known: Collection[str], prefix: str, legacy: Mapping[str, str]
+    stored: Mapping[str, Stored], known: Collection[str], prefixes: Collection[str], legacy: Mapping[str, str]
 ) -> tuple[dict[str, Stored], list[str]]:
-    """The stored tensors under today's names with the trunk's prefix, and the pairs that fall on one name."""
+    """The stored tensors under today's names with this trunk's prefix, and the pairs that fall on one name."""
     found: dict[str, Stored] = {}
     origin: dict[str, str] = {}
     twice = []
     for name, tensor in stored.items():
         new = next((name.removesuffix(old) + now for old, now in legacy.items() if name.endswith(old)), name)
-        if new not in known and prefix + new in known:
-            new = prefix + new
+        if new not in known:
+            bare = next((new.removeprefix(prefix) for prefix in prefixes if new.startswith(prefix)), new)
+            new = next((prefix + bare for prefix in prefixes if prefix + bare in known), new)
         if new in found:
             twice.append(f"{origin[new]} and {name}")
         found[new], origin[new] = tensor, name

@@ -57,7 +57,7 @@ def abstract(dtype: np.dtype = np.float32) -> dict:
 
 def read(folder, tensors, *, dtype=np.float32, table=TABLE, **options):
     save_file(tensors, folder / files.SINGLE)
-    given = dict(prefix="net.", ignore=[r"(net\.)?position_ids"], other=[r"lm\..*"], legacy={".gamma": ".weight"})
+    given = dict(prefixes=["net."], ignore=[r"(net\.)?position_ids"], other=[r"lm\..*"], legacy={".gamma": ".weight"})
     return load.load(folder, table, abstract(dtype), **given | options)
 
 
@@ -183,7 +183,7 @@ def test_a_table_that_does_not_cover_the_model_is_a_mistake_of_the_program(tmp_p
     incomplete = abstract()
     del incomplete["embed"]
     with pytest.raises(ValueError, match="embed/table"):
-        load.load(tmp_path, TABLE, incomplete, prefix="net.", ignore=[], other=[], legacy={})
+        load.load(tmp_path, TABLE, incomplete, prefixes=["net."], ignore=[], other=[], legacy={})
 
 
 TIED = {"lm.weight": "net.embed.weight"}

@@ -159,7 +159,7 @@ def test_a_bare_encoder_with_legacy_names_loads_and_only_the_classifier_is_new(g
         tmp_path,
         net.table,
         abstract,
-        prefix=bert.HF_PREFIX,
+        prefixes=[bert.HF_PREFIX],
         ignore=bert.HF_IGNORE,
         other=bert.HF_OTHER,
         legacy=bert.HF_LEGACY,
