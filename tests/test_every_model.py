@@ -137,6 +137,11 @@ def test_a_hub_field_that_nobody_reads_is_refused_by_name(family):
         family.config_from_hf({**hub, "rotary_surprise": 3})
 
 
+def test_a_token_costs_more_in_a_longer_text(family):
+    short, long = (family.flops_per_token(family.TINY, attended) for attended in (2.0, 4.0))
+    assert 0 < short < long
+
+
 def test_the_registry_key_is_the_hubs_model_type(family):
     assert MODELS[family.MODEL_TYPE] == family.__name__
     assert set(family.HF_ARCHITECTURES) == set(family.HF_HEADS)

@@ -71,6 +71,7 @@ class Sight:
     where: Where
     rotary: Rotary | None = None
     bias_BHLM: jax.Array | None = None  # B may be 1
+    scale: float = 1.0  # of the layer's scores, beside that of its module
 
     def at(self, position_BS: jax.Array) -> Self:
         """The same for the queries at these places alone. A bias is left out: who has one computes it anew."""
@@ -111,8 +112,8 @@ def attention(
 class Attention(nnx.Module):
     """Query, key, value and output projections around `attention`; self-attention, or over another sequence.
 
-    `kv_heads` None: as many as `heads`; `head_dim` None: d_model / heads; `scale` None: head_dim ** -0.5. `q_norm` and
-    `k_norm` normalise each head before it is turned.
+    `kv_heads` None: as many as `heads`; `head_dim` None: d_model / heads; `scale` None: head_dim ** -0.5; `out_bias`
+    and `out_init` None: as `bias` and `init`. `q_norm` and `k_norm` normalise each head before it is turned.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Attention(nnx.Module):
         head_dim: int | None = None,
         bias: bool = True,
         out_bias: bool | None = None,
+        out_init: Init | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
         drop: float = 0.0,
@@ -139,7 +141,7 @@ class Attention(nnx.Module):
         self.q = Dense(d_model, wide, ("D", "HK"), init, bias)
         self.k = Dense(d_model, narrow, ("D", "GK"), init, bias)
         self.v = Dense(d_model, narrow, ("D", "GK"), init, bias)
-        self.out = Dense(wide, d_model, ("HK", "D"), init, bias if out_bias is None else out_bias)
+        self.out = Dense(wide, d_model, ("HK", "D"), out_init or init, bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
 
     def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array:
@@ -156,7 +158,7 @@ class Attention(nnx.Module):
             k_BMGK,
             v_BMGK,
             sight.where,
-            self.scale,
+            self.scale * sight.scale,
             softcap=self.softcap,
             bias_BHLM=sight.bias_BHLM,
             drop=self.drop,

@@ -50,9 +50,10 @@ class TokenEmbed(nnx.Module):
 
 
 class TextEmbed(nnx.Module):
-    """Word + learned position + token type, then norm and dropout. `types` 0: the family knows no token types.
+    """Word + learned position + token type, then norm and dropout.
 
-    `first_position` is the row of the position table that the first token of a segment takes.
+    `types` 0: the family knows no token types. `eps` None: no norm follows. `first_position` is the row of the position
+    table that the first token of a segment takes.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class TextEmbed(nnx.Module):
         positions: int,
         types: int,
         d_model: int,
-        eps: float,
+        eps: float | None,
         dropout: float,
         init: Init,
         first_position: int = 0,
@@ -71,11 +72,13 @@ class TextEmbed(nnx.Module):
         self.word = Embed(vocab, d_model, ("V", "D"), init)
         self.position = Embed(positions + first_position, d_model, ("T", "D"), init)
         self.type = Embed(types, d_model, ("T", "D"), init) if types else None
-        self.norm = LayerNorm(d_model, eps)
+        self.norm = None if eps is None else LayerNorm(d_model, eps)
 
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
         """ids, position, type [B, L] -> [B, L, D] in `dtype`."""
         x_BLD = self.word(batch["ids"], dtype) + self.position(batch["position"] + self.first_position, dtype)
         if self.type is not None:
             x_BLD = x_BLD + self.type(batch["type"], dtype)
-        return dropout(self.norm(x_BLD), self.drop, key)
+        if self.norm is not None:
+            x_BLD = self.norm(x_BLD)
+        return dropout(x_BLD, self.drop, key)

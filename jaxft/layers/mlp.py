@@ -30,12 +30,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Mlp(nnx.Module):
-    """down(act(up(x))), Vaswani et al. 2017, section 3.3."""
+    """down(act(up(x))), Vaswani et al. 2017, section 3.3. `down_init` None: as `init`."""
 
-    def __init__(self, d_model: int, d_ff: int, act: str, init: Init, bias: bool = True):
+    def __init__(
+        self, d_model: int, d_ff: int, act: str, init: Init, bias: bool = True, *, down_init: Init | None = None
+    ):
         self.act = act
         self.up = Dense(d_model, d_ff, ("D", "F"), init, bias)
-        self.down = Dense(d_ff, d_model, ("F", "D"), init, bias)
+        self.down = Dense(d_ff, d_model, ("F", "D"), down_init or init, bias)
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         hidden_BLF = constrain(ACTIVATIONS[self.act](self.up(x_BLD)), "BLF")

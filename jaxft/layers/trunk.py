@@ -16,15 +16,20 @@ Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the ta
 
 @dataclass(frozen=True)
 class Reach:
-    """How one layer attends: to earlier tokens only, within a window (0: none), with which rotary positions."""
+    """How one layer attends: to earlier tokens only, within a window (0: none), with which rotary positions.
+
+    `scale` multiplies its scores, beside the scale that all layers have.
+    """
 
     causal: bool = False
     window: int = 0
     rope: Rope | None = None
+    scale: float = 1.0
 
     def sight(self, batch: Mapping[str, jax.Array]) -> Sight:
         where = Where.within(batch["segment"], causal=self.causal, window=self.window)
-        return Sight(where, None if self.rope is None else self.rope.rotary(batch["position"]))
+        rotary = None if self.rope is None else self.rope.rotary(batch["position"])
+        return Sight(where, rotary, scale=self.scale)
 
 
 class Trunk(nnx.Module):

@@ -17,7 +17,12 @@ MODELS = {
     "electra": "jaxft.models.electra",
     "gemma2": "jaxft.models.gemma2",
     "gemma3_text": "jaxft.models.gemma3_text",
+    "gpt2": "jaxft.models.gpt2",
     "llama": "jaxft.models.llama",
+    "mistral": "jaxft.models.mistral",
+    "phi3": "jaxft.models.phi3",
+    "qwen2": "jaxft.models.qwen2",
+    "qwen3": "jaxft.models.qwen3",
     "roberta": "jaxft.models.roberta",
     "xlm-roberta": "jaxft.models.xlm_roberta",
 }

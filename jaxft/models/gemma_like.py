@@ -108,9 +108,8 @@ class Decoder(Trunk):
 
 def flops_per_token(cfg: Any, attended: float) -> float:
     """Model FLOPs of one token, forward and backward, in a text of `attended` tokens."""
-    # A causal query sees half of the others on average, but of a sliding layer no more than the window.
-    seen = [min(attended / 2, cfg.window) if kind == SLIDING else attended / 2 for kind in cfg.kinds()]
-    return llama_like.decoder_flops(cfg, 2 * sum(seen) / cfg.layers)
+    windows = [cfg.window if kind == SLIDING else 0 for kind in cfg.kinds()]
+    return llama_like.decoder_flops(cfg, attended, of_layers=windows)
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -5,14 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxft.layers.mlp import ACTIVATIONS
-from jaxft.layers.rope import Rope
 from jaxft.layers.stack import Execution
-from jaxft.layers.trunk import Reach
 from jaxft.models import llama_like
 from jaxft.models.llama_like import HF_IGNORE, HF_LEGACY, HF_OTHER, HF_PREFIX, HF_TIED, Decoder
 from jaxft.models.llama_like import decoder_flops as flops_per_token
-from jaxft.models.table import ROPE_FIELDS, check_sizes, read_fields, read_rope, write_fields, write_rope
 
 __all__ = ["HF_IGNORE", "HF_LEGACY", "HF_OTHER", "HF_PREFIX", "HF_TIED", "flops_per_token"]
 
@@ -43,14 +39,10 @@ class Config:
     pad_id: int | None = None  # None: the tokenizer's
 
     types = 0  # none: those of a pair's texts are ignored
+    window, layer_types = 0, ()  # every layer sees all
 
     def __post_init__(self) -> None:
-        check_sizes(self, *llama_like.SIZES, acts=ACTIVATIONS)
-        llama_like.fill_in(self)
-        self.turning()
-
-    def turning(self) -> Rope:
-        return Rope.of(self.rope, head_dim=self.head_dim, positions=self.positions)
+        llama_like.check(self)
 
 
 TINY = Config(
@@ -86,8 +78,8 @@ VARIANTS = {
 
 class Model(Decoder):
     def __init__(self, cfg: Config, head: str, outputs: int, how: Execution):
-        reach = [Reach(causal=True, rope=cfg.turning())] * cfg.layers
         attention = dict(bias=cfg.attention_bias, drop=cfg.attention_dropout)
+        reach = llama_like.reach(cfg)
         super().__init__(cfg, head, outputs, how, reach, attention=attention, mlp_bias=cfg.mlp_bias)
 
 
@@ -103,10 +95,9 @@ _FIXED = {**llama_like.FIXED, "pretraining_tp": 1}
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**read_fields(hf, _FIELDS, _FIXED, harmless=ROPE_FIELDS), rope=read_rope(hf))
+    return Config(**llama_like.config_fields(hf, _FIELDS, _FIXED))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:
     """The config.json fields that transformers builds the same network from."""
-    fields = write_fields(cfg, _FIELDS)
-    return {name: value for name, value in fields.items() if value is not None} | write_rope(cfg.rope)
+    return llama_like.hub_fields(cfg, _FIELDS)

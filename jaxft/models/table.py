@@ -10,9 +10,11 @@ Rows = dict[str, tuple[str, str]]
 
 
 def dense(path: str, name: str, layout: str, *, bias: bool = True) -> Rows:
-    """Kernel and bias of one linear layer; `layout` is the kernel's."""
+    """Kernel and bias of one linear layer; `layout` is the kernel's, and its last letter the bias's."""
     rows = {f"{path}/kernel": (f"{name}.weight", layout)}
-    return rows | {f"{path}/bias": (f"{name}.bias", layout.split()[0])} if bias else rows
+    *_, out = layout.split()
+    part = f"+{out}" if f"+{out}" in layout else out
+    return rows | {f"{path}/bias": (f"{name}.bias", part)} if bias else rows
 
 
 def norm(path: str, name: str, *, bias: bool = True, letter: str = "D") -> Rows:
@@ -36,10 +38,9 @@ def read_fields(
         listed = ", ".join(f"{name}={value!r}" for name, value in {**unknown, **wrong}.items())
         raise UserError(f"config.json of a {hf['model_type']} model has fields that are not supported: {listed}")
     given = {ours: hf[name] for name, ours in fields.items() if name in hf}
-    for ours in ("pad_id", "kv_heads", "head_dim"):  # null: as where the file leaves them out
-        if ours in given and given[ours] is None:
-            del given[ours]
-    return given
+    if given.get("pad_id", 0) is None:  # null: as where the file leaves it out
+        del given["pad_id"]
+    return given | {ours: 0 for ours in ("kv_heads", "head_dim") if ours in given and given[ours] is None}
 
 
 def write_fields(cfg: Any, fields: Mapping[str, str]) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any
     """`rope_parameters` in the way of transformers 5, from that or from the older fields; `theta` is the default.
 
     The older ones are rope_theta beside rope_scaling, whose type may be called `type`. Where a file has both, as those
-    that jaxft writes, rope_scaling is what transformers 5 prefers.
+    that jaxft writes, rope_scaling is what transformers 5 prefers; and a length of the original context that stands
+    beside them rather than in them.
     """
     rope = dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
     older = rope.pop("type", "default")
@@ -66,7 +68,8 @@ def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any
     if rope["rope_type"] in ("llama3", "yarn", "longrope"):
         original = rope.get(ORIGINAL, hf.get("max_position_embeddings"))
         rope[ORIGINAL] = hf.get(ORIGINAL, original)
-    return {name: value for name, value in rope.items() if value is not None}
+    whole = ("partial_rotary_factor", 1)  # says what its absence says
+    return {name: value for name, value in rope.items() if value is not None and (name, value) != whole}
 
 
 def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
