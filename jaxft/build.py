@@ -82,6 +82,11 @@ class Network:
         names = {name for row in rows(self.table).values() for name in (row.name, *row.also)}
         return {copy: of for copy, of in self.family.HF_TIED.get(self.head, {}).items() if copy not in names}
 
+    @property
+    def lent(self) -> dict[str, str]:
+        """Hub names of tensors that a checkpoint may lack -> the one that each then begins as."""
+        return getattr(self.family, "HF_LENT", {}).get(self.head, {})
+
     def sizes(self) -> dict[str, int]:
         """Parameters by top-level group."""
         groups: dict[str, int] = {}
@@ -215,6 +220,7 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
         optional=head,
         reset=head if reset_head else set(),
         tied=net.tied,
+        lent=net.lent,
         shapes=net.stored,
     )
     flat = flatten_dict(loaded, sep="/")

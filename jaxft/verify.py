@@ -25,6 +25,10 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
     length_B = np.linspace(length, max(2, length // 4), ROWS).astype(int)
     mask_BL = (np.arange(length) < length_B[:, None]).astype(np.int32)
     ids_BL = np.where(mask_BL, ids_BL, pad)
+    if net.family.KIND == "encdec":  # judges a text by its last token, which must be the one that ends texts
+        eos = net.cfg.eos_id
+        ids_BL = np.where(ids_BL == eos, (eos + 1 + (pad == eos + 1)) % net.cfg.vocab, ids_BL).astype(np.int32)
+        ids_BL[np.arange(ROWS), length_B - 1] = eos
     type_BL = rng.integers(0, max(1, net.cfg.types), ids_BL.shape).astype(np.int32) * mask_BL
     inputs = {"ids": ids_BL, "mask": mask_BL, "type": type_BL}
     rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)

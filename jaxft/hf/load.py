@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from jaxft.hf import files
 from jaxft.hf.files import Stored, read_config
@@ -49,14 +50,16 @@ def load(
     optional: Collection[str] = (),
     reset: Collection[str] = (),
     tied: Mapping[str, str] | None = None,
+    lent: Mapping[str, str] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters of `abstract` (nested dict of ShapeDtypeStruct with shardings) from the safetensors of `folder`.
 
     `table` has a row per parameter path. `prefixes` are what names of the trunk's tensors may begin with, or lack;
     `legacy` maps old name endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other`
-    belong to other heads. `tied` maps names of copies to the tensors that they must equal. `shapes` are those of
-    parameters that are larger here than on disk: what is beyond is zero.
+    belong to other heads. `tied` maps names of copies to the tensors that they must equal, `lent` names of tensors that
+    may be missing to those that they are then read from. `shapes` are those of parameters that are larger here than on
+    disk: what is beyond is zero.
     Parameters in `optional` may be absent, those in `reset` are not read at all: both are left out of the result and
     listed in `report.new`. Raises UserError that lists every tensor that is missing, extra, misshapen or there twice.
     """
@@ -64,10 +67,9 @@ def load(
     if strangers := set(wanted) ^ set(table_rows):
         raise ValueError(f"table and model differ in: {', '.join(sorted(strangers))}")
     shapes = {path: leaf.shape for path, leaf in wanted.items()} | dict(shapes or {})
-    stored = files.index(folder)
     sources, report = match(
         folder,
-        stored,
+        files.index(folder),
         table_rows,
         shapes,
         prefixes=prefixes,
@@ -77,16 +79,14 @@ def load(
         optional=optional,
         reset=reset,
         tied=tied or {},
+        lent=lent or {},
     )
     places = parts(table_rows, shapes)
-    params: dict[str, Any] = {}
-    for path, tensors in sources.items():
-        *parents, last = path.split("/")
-        at = params
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = _read(wanted[path], shapes[path], table_rows[path], places[path], tensors)
-    return params, report
+    params = {
+        path: _read(wanted[path], shapes[path], table_rows[path], places[path], tensors)
+        for path, tensors in sources.items()
+    }
+    return unflatten_dict(params, sep="/"), report
 
 
 def match(
@@ -102,6 +102,7 @@ def match(
     optional: Collection[str],
     reset: Collection[str],
     tied: Mapping[str, str],
+    lent: Mapping[str, str],
 ) -> tuple[dict[str, dict[Index, Stored]], LoadReport]:
     """Which stored tensors make up each parameter of `shapes`, by their index in its stacked axes."""
     names = {path: dict(table[path].tensors(shape)) for path, shape in shapes.items()}
@@ -112,6 +113,7 @@ def match(
     for also in second.keys() & found.keys():
         found.setdefault(second[also], found.pop(also))
     problems = [f"there twice: {pair}" for pair in twice] + _untie(found, tied)
+    found |= {name: found[of] for name, of in lent.items() if name in known and name not in found and of in found}
 
     report = LoadReport()
     for path in (*reset, *_absent(names, found, optional)):

@@ -74,8 +74,11 @@ class Sight:
     scale: float = 1.0  # of the layer's scores, beside that of its module
 
     def at(self, position_BS: jax.Array) -> Self:
-        """The same for the queries at these places alone. A bias is left out: who has one computes it anew."""
-        return dataclasses.replace(self, where=self.where.at(position_BS))
+        """The same for the queries at these places alone."""
+        bias_BHSM = self.bias_BHLM
+        if bias_BHSM is not None:
+            bias_BHSM = jnp.take_along_axis(bias_BHSM, position_BS[:, None, :, None], axis=2)
+        return dataclasses.replace(self, where=self.where.at(position_BS), bias_BHLM=bias_BHSM)
 
 
 def attention(
@@ -113,7 +116,8 @@ class Attention(nnx.Module):
     """Query, key, value and output projections around `attention`; self-attention, or over another sequence.
 
     `kv_heads` None: as many as `heads`; `head_dim` None: d_model / heads; `scale` None: head_dim ** -0.5; `out_bias`
-    and `out_init` None: as `bias` and `init`. `q_norm` and `k_norm` normalise each head before it is turned.
+    and `out_init` None: as `bias` and `init`, `q_init` too. `q_norm` and `k_norm` normalise each head before it is
+    turned.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class Attention(nnx.Module):
         scale: float | None = None,
         softcap: float = 0.0,
         drop: float = 0.0,
+        q_init: Init | None = None,
         q_norm: nnx.Module | None = None,
         k_norm: nnx.Module | None = None,
     ):
@@ -138,7 +143,7 @@ class Attention(nnx.Module):
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.softcap, self.drop = softcap, drop
         wide, narrow = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q = Dense(d_model, wide, ("D", "HK"), init, bias)
+        self.q = Dense(d_model, wide, ("D", "HK"), q_init or init, bias)
         self.k = Dense(d_model, narrow, ("D", "GK"), init, bias)
         self.v = Dense(d_model, narrow, ("D", "GK"), init, bias)
         self.out = Dense(wide, d_model, ("HK", "D"), out_init or init, bias if out_bias is None else out_bias)

@@ -1,10 +1,12 @@
 """Tables looked up by id, and what a network begins with: words alone, or the sum of three that a BERT has."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxft.layers.dense import affine
@@ -34,6 +36,21 @@ class Embed(nnx.Module):
     def attend(self, x_BLD: jax.Array) -> jax.Array:
         """The product of each vector with each row of the table, [B, L, rows], in the dtype of `x`."""
         return affine(x_BLD, self.table[...].astype(x_BLD.dtype).T, None)
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """Fixed positions: sines in the first half of the dimensions, cosines in the second (Vaswani et al. 2017)."""
+
+    d_model: int
+
+    def __call__(self, position_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Places in a text, below the row's length [B, L] -> [B, L, D] in `dtype`."""
+        # In float64, as a constant of the program: sines of large angles lose their digits in float32.
+        inv_freq_K = 10000.0 ** (-2 * np.arange((self.d_model + 1) // 2) / self.d_model)
+        angle_LK = np.arange(position_BL.shape[1])[:, None] * inv_freq_K[None]
+        table_LD = np.concatenate([np.sin(angle_LK), np.cos(angle_LK[:, : self.d_model // 2])], 1).astype(np.float32)
+        return constrain(jnp.take(jnp.asarray(table_LD, dtype), position_BL, axis=0, mode="clip"), "BLD")
 
 
 class TokenEmbed(nnx.Module):

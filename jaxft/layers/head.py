@@ -25,8 +25,7 @@ class SequenceHead(nnx.Module):
         self.pooler = Dense(d_model, d_model, ("D", "P"), init)
         self.classifier = Dense(d_model, outputs, ("P", "C"), init)
 
-    @staticmethod
-    def reads(batch: Batch) -> jax.Array | None:
+    def reads(self, batch: Batch) -> jax.Array | None:
         """Positions [B, S] whose vectors the head is given; None for all."""
         return batch["first"]
 
@@ -37,6 +36,20 @@ class SequenceHead(nnx.Module):
             x_BSD = dropout(x_BSD, self.drop, key_first)
         pooled_BSP = ACTIVATIONS[self.act](self.pooler(x_BSD))
         return self.classifier(dropout(pooled_BSP, self.drop, key)).astype(jnp.float32)
+
+
+class EosHead(SequenceHead):
+    """The same over the last `eos_id` of each segment, or its last token where it has none."""
+
+    def __init__(self, d_model: int, outputs: int, *, act: str, drop: float, init: Init, eos_id: int):
+        super().__init__(d_model, outputs, act=act, drop=drop, init=init, drop_first=True)
+        self.eos_id = eos_id
+
+    def reads(self, batch: Batch) -> jax.Array | None:
+        S, L = batch["first"].shape[1], batch["ids"].shape[1]
+        inside_BSL = batch["segment"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
+        place_BL = jnp.arange(L)[None, :] + L * (batch["ids"] == self.eos_id)  # all of these after all others
+        return jnp.maximum(jnp.where(inside_BSL, place_BL[:, None, :], -1).max(-1), 0) % L
 
 
 class LastHead(nnx.Module):
@@ -72,11 +85,21 @@ class TokenHead(nnx.Module):
         return self.classifier(dropout(x_BLD, self.drop, key)).astype(jnp.float32)
 
 
+class FixedBias(nnx.Module):
+    """Numbers that a checkpoint adds to the logits, [1, 1, V]: saved again, and not trained."""
+
+    def __init__(self, vocab: int):
+        self.bias = parameter((1, vocab), ("T", "V"), zeros)
+
+    def __call__(self) -> jax.Array:
+        return jax.lax.stop_gradient(self.bias[...].astype(jnp.float32))[None]
+
+
 class VocabHead(nnx.Module):
     """unembed(transform(x)) + bias over the vocabulary, of every token.
 
     `tied` is the embedding whose table also unembeds (Press & Wolf 2016), None: the head has a table of its own, and
-    the bias is that table's.
+    the bias is that table's. `fixed_bias`: and a FixedBias.
     `softcap` > 0 bounds the logits by cap * tanh(logit / cap); `scale` multiplies the vectors before.
     """
 
@@ -88,6 +111,7 @@ class VocabHead(nnx.Module):
         init: Init,
         tied: Embed | None,
         bias: bool = False,
+        fixed_bias: bool = False,
         softcap: float = 0.0,
         scale: float = 1.0,
         transform: Callable[[jax.Array], jax.Array] | None = None,
@@ -96,6 +120,7 @@ class VocabHead(nnx.Module):
         self.transform = transform
         self.unembed = Embed(vocab, d_model, ("V", "D"), init, bias) if tied is None else tied
         self.bias = parameter((vocab,), ("V",), zeros) if bias and tied is not None else None
+        self.fixed = FixedBias(vocab) if fixed_bias else None
 
     @staticmethod
     def reads(batch: Batch) -> jax.Array | None:
@@ -111,6 +136,8 @@ class VocabHead(nnx.Module):
         bias = self.unembed.bias if self.bias is None else self.bias
         if bias is not None:
             logits_BLV += bias[...].astype(jnp.float32).reshape(1, 1, -1)
+        if self.fixed is not None:
+            logits_BLV += self.fixed()
         return self.softcap * jnp.tanh(logits_BLV / self.softcap) if self.softcap else logits_BLV
 
 

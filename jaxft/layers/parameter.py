@@ -27,6 +27,22 @@ def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.ones(shape, jnp.float32)
 
 
+class FanIn:
+    """Initialiser: normal with standard deviation factor / sqrt(inputs), the inputs of a kernel being its rows."""
+
+    def __init__(self, factor: float):
+        self.factor = factor
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        return self.factor * shape[0] ** -0.5 * jax.random.normal(key, shape, jnp.float32)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FanIn) and other.factor == self.factor
+
+    def __hash__(self) -> int:
+        return hash((FanIn, self.factor))
+
+
 class Normal:
     """Initialiser: normal with standard deviation `std`. A class, so that equal initialisers compare equal."""
 

@@ -6,12 +6,15 @@ VARIANTS                                  name -> Config, one for each way of co
 HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here")
 HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
 HF_TIED                                   head -> {tensor that may be there as a copy: the one it is a copy of}
+HF_LENT                                   the same of tensors of their own that, where they are not there, begin as
+                                          a copy; only where a family has some
 HF_ARCHITECTURES                          head -> the class that opens it in transformers
 config_from_hf, config_to_hf              config.json both ways; an unsupported field is refused by name
 flops_per_token                           for model FLOP utilisation
 """
 
 MODELS = {
+    "bart": "jaxft.models.bart",
     "bert": "jaxft.models.bert",
     "distilbert": "jaxft.models.distilbert",
     "electra": "jaxft.models.electra",
@@ -19,11 +22,14 @@ MODELS = {
     "gemma3_text": "jaxft.models.gemma3_text",
     "gpt2": "jaxft.models.gpt2",
     "llama": "jaxft.models.llama",
+    "marian": "jaxft.models.marian",
     "mistral": "jaxft.models.mistral",
+    "mt5": "jaxft.models.mt5",
     "phi3": "jaxft.models.phi3",
     "qwen2": "jaxft.models.qwen2",
     "qwen3": "jaxft.models.qwen3",
     "roberta": "jaxft.models.roberta",
+    "t5": "jaxft.models.t5",
     "xlm-roberta": "jaxft.models.xlm_roberta",
 }
 
@@ -43,5 +49,11 @@ HARMLESS = frozenset({
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
     "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",
     "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16", "use_cache",
+    # How texts are generated, which older files tell here.
+    "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
+    "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 })
 # fmt: on

@@ -105,8 +105,10 @@ def exempt(mask: Tree, patterns: Sequence[str], *, field: str) -> Tree:
 def layerwise(params: Tree, decay: float) -> Tree:
     """Learning-rate multipliers that shrink by `decay` a layer from the head down (Clark et al. 2020, ELECTRA).
 
-    The head (and all else above the blocks) gets 1, block i of n decay^(n - i), embeddings decay^(n + 1). Stacked
-    leaves get a float32 array [N, 1, ...], others a float. Raises UserError when there are no blocks.
+    The head (and all else above the blocks) gets 1, block i of n decay^(n - i), embeddings decay^(n + 1). Encoder and
+    decoder each count their own blocks, since every block of the decoder reads what the encoder's last one gives;
+    embeddings are below the higher of both. Stacked leaves get a float32 array [N, 1, ...], others a float. Raises
+    UserError when there are no blocks.
     """
     if decay == 1:
         return jax.tree.map(lambda _: 1.0, params)
@@ -123,7 +125,7 @@ def layerwise(params: Tree, decay: float) -> Tree:
             return np.power(np.float32(decay), np.arange(n, 0, -1, dtype=np.float32)).reshape(
                 n, *(1,) * (leaf.ndim - 1)
             )
-        return float(decay ** (max(depths) + 1)) if path.startswith("embed/") else 1.0
+        return float(decay ** (max(depths) + 1)) if "embed" in path.split("/") else 1.0
 
     return jax.tree.unflatten(structure, [multiplier(*item) for item in zip(paths(params), leaves, strict=True)])
 

@@ -13,7 +13,7 @@ from jaxft.hf import save as hf_save
 from jaxft.layers.loss import softmax_cross_entropy
 from tests import tiny
 from tests.hf.test_every_export import random_parameters
-from tests.models.test_parity import FAMILIES, batch_of, outputs, texts
+from tests.models.test_parity import ANSWERS, FAMILIES, batch_of, outputs, texts
 
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32; never loosened
@@ -51,7 +51,8 @@ def test_loss_and_gradients_under_data_fsdp_and_tensor_sharding_are_those_of_one
 
         def loss(params, batch, net=net):
             logits = net.forward(params, batch)
-            labels = batch["first"] if logits.shape[1] == batch["first"].shape[1] else batch["ids"]
+            ids = batch["target_ids" if net.head == ANSWERS else "ids"]
+            labels = batch["first"] if logits.shape[1] == batch["first"].shape[1] else ids
             total, weight = softmax_cross_entropy(logits, labels % logits.shape[-1], (labels > 0).astype(float))
             return total / weight
 

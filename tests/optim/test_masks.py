@@ -105,6 +105,24 @@ def test_layerwise_rates_shrink_from_the_head_down():
     assert rates["embed/word/table"] == rates["embed/norm/bias"] == 0.5**4
 
 
+def test_layerwise_counts_the_blocks_of_an_encoder_and_a_decoder_apart():
+    block = {"attn": {"kernel": jnp.ones((2, 4, 4))}}
+    sides = {
+        "encoder": {
+            "blocks": block,
+            "norm": {"scale": jnp.ones(4)},
+            "embed": {"position": {"table": jnp.ones((9, 4))}},
+        },
+        "decoder": {"blocks": jax.tree.map(lambda x: x[:1], block)},
+        "embed": {"word": {"table": jnp.ones((9, 4))}},
+    }
+    rates = dict(zip(masks.paths(sides), jax.tree.leaves(masks.layerwise(sides, 0.5)), strict=True))
+    np.testing.assert_allclose(rates["encoder/blocks/attn/kernel"].ravel(), [0.25, 0.5])
+    np.testing.assert_allclose(rates["decoder/blocks/attn/kernel"].ravel(), [0.5])
+    assert rates["encoder/norm/scale"] == 1
+    assert rates["encoder/embed/position/table"] == rates["embed/word/table"] == 0.5**3
+
+
 def test_layerwise_one_is_off_and_needs_blocks_otherwise():
     assert set(jax.tree.leaves(masks.layerwise(params(), 1.0))) == {1.0}
     with pytest.raises(UserError, match="no trainable blocks"):

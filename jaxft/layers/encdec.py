@@ -1,0 +1,165 @@
+"""The scaffold of every encoder-decoder: words, an encoder, a decoder that attends over its output, a head.
+
+Beside the source (ids, segment, position) a batch holds the target, packed alike: `target_ids` (what the decoder reads:
+the answer, moved right), `target_segment` and `target_position`, int32 [B, L'] with a row length of its own. Segment s
+of a row's target answers segment s of its source. Heads that judge the source itself take no target: the decoder then
+reads the source once more, moved right.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxft.layers.attention import Sight, Where
+from jaxft.layers.cross import SideBlock, Source
+from jaxft.layers.dropout import dropout
+from jaxft.layers.embed import TokenEmbed
+from jaxft.layers.relative import RelativeBias
+from jaxft.layers.stack import Execution, run_stack, stack
+from jaxft.layers.trunk import Losses, trunk_flops
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One side of a batch, int32 [B, L] each."""
+
+    ids_BL: jax.Array
+    segment_BL: jax.Array
+    position_BL: jax.Array
+
+    def moved_right(self, start_id: int) -> "Tokens":
+        """Each text begins with `start_id` and loses its last token."""
+        before_BL = jnp.roll(self.ids_BL, 1, axis=1)
+        ids_BL = jnp.where(self.position_BL == 0, start_id, before_BL)
+        return Tokens(ids_BL, self.segment_BL, self.position_BL)
+
+
+class SideEmbed(nnx.Module):
+    """What a side adds to its words: positions (absolute ones, or a `relative` bias), a norm, dropout.
+
+    `first_position` is the number of the first token of a text in the table of positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        drop: float,
+        position: Any = None,
+        first_position: int = 0,
+        norm: Any = None,
+        relative: RelativeBias | None = None,
+    ):
+        self.drop, self.first_position = drop, first_position
+        self.position, self.norm, self.relative = position, norm, relative
+
+    def __call__(self, x_BLD: jax.Array, position_BL: jax.Array, key: jax.Array | None) -> jax.Array:
+        if self.position is not None:
+            x_BLD = x_BLD + self.position(position_BL + self.first_position, x_BLD.dtype)
+        if self.norm is not None:
+            x_BLD = self.norm(x_BLD)
+        return dropout(x_BLD, self.drop, key)
+
+
+class Side(nnx.Module):
+    """The encoder or, `causal`, the decoder: `layers` blocks like `block`; `norm`, if there is one, and dropout."""
+
+    def __init__(
+        self, embed: SideEmbed, block: SideBlock, layers: int, how: Execution, *, causal: bool, norm: Any = None
+    ):
+        self.layers, self.how, self.causal = layers, how, causal
+        self.embed = embed
+        self.blocks = stack(block, layers)
+        self.norm = norm
+
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        tokens: Tokens,
+        source: Source | None,
+        key: jax.Array | None,
+        at_BS: jax.Array | None = None,
+    ) -> jax.Array:
+        """Words [B, L, D] -> [B, L, D], or [B, S, D] at the places `at_BS` alone."""
+        key_embed, key_blocks, key_norm = (None, None, None) if key is None else jax.random.split(key, 3)
+        relative = self.embed.relative
+        bias_BHLM = None if relative is None else relative(x_BLD.shape[1])
+        sight = Sight(Where.within(tokens.segment_BL, causal=self.causal), bias_BHLM=bias_BHLM)
+        x_BLD, _ = run_stack(
+            self.blocks,
+            lambda block, x_BLD, key, at_BS, kind: block(x_BLD, sight, source, key, at_BS),
+            self.embed(x_BLD, tokens.position_BL, key_embed),
+            key_blocks,
+            self.how,
+            at_BS,
+            [None] * self.layers,
+        )
+        return x_BLD if self.norm is None else dropout(self.norm(x_BLD), self.embed.drop, key_norm)
+
+
+class EncDec(nnx.Module):
+    """Parameters are declared, not allocated (build.py does that)."""
+
+    # What `encdec_flops` counts, for people.
+    FLOPS_PER_TOKEN = (
+        "of a source and a target token: 6 x matmul weights + 12 x layers x attended tokens x width of all heads; "
+        "of the decoder's last layer keys, values only"
+    )
+
+    def __init__(
+        self,
+        embed: TokenEmbed,
+        encoder: Side,
+        decoder: Side | None,
+        head: Any,
+        how: Execution,
+        *,
+        start_id: int,
+        answers: bool,
+        still_id: int | None = None,
+    ):
+        """`decoder` None: the head stands on the encoder. `answers`: the batch holds a target.
+
+        `start_id` is what the decoder reads first where it reads the source. Looking up the word `still_id` trains it
+        not, as padding_idx has it in torch: there are models that begin a target with their padding.
+        """
+        self.how, self.start_id, self.answers, self.still_id = how, start_id, answers, still_id
+        self.embed, self.encoder, self.decoder, self.head = embed, encoder, decoder, head
+
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Losses]:
+        """A batch to the head's logits in float32, and losses of its own: none; `key` None: evaluation."""
+        key_encoder, key_decoder, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
+        source, reads_BS = Tokens(batch["ids"], batch["segment"], batch["position"]), self.head.reads(batch)
+        if self.decoder is None:
+            return self.head(self.encoder(self._words(source), source, None, key_encoder, reads_BS), key_head), {}
+        over_BMD = self.encoder(self._words(source), source, None, key_encoder)
+        target = source.moved_right(self.start_id)
+        if self.answers:
+            target = Tokens(batch["target_ids"], batch["target_segment"], batch["target_position"])
+        seen = Source(over_BMD, Sight(Where(target.segment_BL, source.segment_BL)))
+        return self.head(self.decoder(self._words(target), target, seen, key_decoder, reads_BS), key_head), {}
+
+    def _words(self, tokens: Tokens) -> jax.Array:
+        x_BLD = self.embed({"ids": tokens.ids_BL}, None, self.how.dtype)
+        if self.still_id is None:
+            return x_BLD
+        return jnp.where((tokens.ids_BL == self.still_id)[:, :, None], jax.lax.stop_gradient(x_BLD), x_BLD)
+
+
+def encdec_flops(
+    *, layers: int, decoder_layers: int, attention: float, mlp: float, decoder_mlp: float, attended: float
+) -> float:
+    """Model FLOPs of one source token and one target token, forward and backward.
+
+    `attention` are the weights of one attention's four projections, `mlp` those of a feed-forward, `attended` the
+    tokens that a source token attends to times the width of all heads.
+    """
+    encoder = layers * (6 * (attention + mlp) + 12 * attended)
+    # A target token attends to half of the others, being causal, and to the whole source.
+    decoder = trunk_flops(
+        layers=decoder_layers, queries=attention, keys=attention, mlp=decoder_mlp, attended=1.5 * attended
+    )
+    return encoder + decoder
