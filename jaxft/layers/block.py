@@ -49,7 +49,8 @@ class PreNormBlock(nnx.Module):
     """The block of GPT-2, Llama and those after them. Each part: norm, then add (Xiong et al. 2020).
 
     `norm` makes each of the norms; with `after` there is another one behind attention and behind the feed-forward,
-    before what they give is added, as in Gemma.
+    before what they give is added, as in Gemma; without `before` none before attention, as where the embedding has just
+    been normalised. `drop` is the dropout rate of what is added, `mlp_drop` that of the feed-forward (None: the same).
     """
 
     def __init__(
@@ -59,10 +60,12 @@ class PreNormBlock(nnx.Module):
         norm: Callable[[], Any],
         *,
         drop: float = 0.0,
+        mlp_drop: float | None = None,
+        before: bool = True,
         after: bool = False,
     ):
-        self.drop = drop
-        self.attn_norm, self.attn = norm(), attn
+        self.drop, self.mlp_drop = drop, drop if mlp_drop is None else mlp_drop
+        self.attn_norm, self.attn = norm() if before else None, attn
         self.attn_after = norm() if after else None
         self.mlp_norm, self.mlp = norm(), mlp
         self.mlp_after = norm() if after else None
@@ -72,14 +75,14 @@ class PreNormBlock(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """[B, M, D] -> [B, M, D], or [B, S, D] at the positions `at_BS` alone; and what the feed-forward left aside."""
         key_weights, key_attn, key_mlp = (None, None, None) if key is None else jax.random.split(key, 3)
-        normed_BMD = self.attn_norm(over_BMD)
+        normed_BMD = _then(self.attn_norm, over_BMD)
         x_BLD, query_BLD = over_BMD, normed_BMD
         if at_BS is not None:
             x_BLD, query_BLD, sight = pick(over_BMD, at_BS), pick(normed_BMD, at_BS), sight.at(at_BS)
         mixed_BLD = self.attn(query_BLD, normed_BMD, sight, key_weights)
         x_BLD = x_BLD + dropout(_then(self.attn_after, mixed_BLD), self.drop, key_attn)
         fed_BLD, aside = self.feed(self.mlp_norm(x_BLD), sight)
-        return x_BLD + dropout(_then(self.mlp_after, fed_BLD), self.drop, key_mlp), aside
+        return x_BLD + dropout(_then(self.mlp_after, fed_BLD), self.mlp_drop, key_mlp), aside
 
     def feed(self, x_BLD: jax.Array, sight: Sight) -> tuple[jax.Array, Any]:
         """The feed-forward, and what it leaves aside for the network's own losses: of a dense one nothing."""

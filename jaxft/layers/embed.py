@@ -1,6 +1,6 @@
 """Tables looked up by id, and what a network begins with: words alone, or the sum of three that a BERT has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,16 +54,28 @@ class Sinusoid:
 
 
 class TokenEmbed(nnx.Module):
-    """Words alone, times `scale`: positions come with the attention."""
+    """Words alone, times `scale`, then `norm` and dropout: positions come with the attention."""
 
-    def __init__(self, vocab: int, d_model: int, init: Init, *, scale: float = 1.0):
-        self.scale = scale
+    def __init__(
+        self,
+        vocab: int,
+        d_model: int,
+        init: Init,
+        *,
+        scale: float = 1.0,
+        norm: Callable[[jax.Array], jax.Array] | None = None,
+        drop: float = 0.0,
+    ):
+        self.scale, self.drop = scale, drop
         self.word = Embed(vocab, d_model, ("V", "D"), init)
+        self.norm = norm
 
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
         """ids [B, L] -> [B, L, D] in `dtype`."""
         x_BLD = self.word(batch["ids"], dtype)
-        return x_BLD if self.scale == 1 else x_BLD * jnp.asarray(self.scale, dtype)
+        if self.scale != 1:
+            x_BLD = x_BLD * jnp.asarray(self.scale, dtype)
+        return dropout(x_BLD if self.norm is None else self.norm(x_BLD), self.drop, key)
 
 
 class TextEmbed(nnx.Module):

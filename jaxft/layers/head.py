@@ -70,10 +70,19 @@ class LastHead(nnx.Module):
 
 
 class TokenHead(nnx.Module):
-    """classifier(dropout(x)) of every token: tags, or with two outputs the start and end of an answer."""
+    """classifier(dropout(transform(x))) of every token: tags, or with two outputs the start and end of an answer."""
 
-    def __init__(self, d_model: int, outputs: int, *, drop: float, init: Init):
+    def __init__(
+        self,
+        d_model: int,
+        outputs: int,
+        *,
+        drop: float,
+        init: Init,
+        transform: Callable[[jax.Array], jax.Array] | None = None,
+    ):
         self.drop = drop
+        self.transform = transform
         self.classifier = Dense(d_model, outputs, ("D", "C"), init)
 
     @staticmethod
@@ -82,6 +91,8 @@ class TokenHead(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, L, D] -> logits_BLC."""
+        if self.transform is not None:
+            x_BLD = self.transform(x_BLD)
         return self.classifier(dropout(x_BLD, self.drop, key)).astype(jnp.float32)
 
 
@@ -93,6 +104,22 @@ class FixedBias(nnx.Module):
 
     def __call__(self) -> jax.Array:
         return jax.lax.stop_gradient(self.bias[...].astype(jnp.float32))[None]
+
+
+class FirstHead(TokenHead):
+    """The same over the first token of each segment."""
+
+    @staticmethod
+    def reads(batch: Batch) -> jax.Array | None:
+        return batch["first"]
+
+
+def segment_mean(x_BLD: jax.Array, batch: Batch) -> jax.Array:
+    """The mean vector of each segment, [B, S, D], summed in float32."""
+    slot_S = jnp.arange(1, batch["first"].shape[1] + 1)
+    inside_BSL = (batch["segment"][:, None, :] == slot_S[None, :, None]).astype(jnp.float32)
+    sum_BSD = jnp.einsum("BSL,BLD->BSD", inside_BSL, x_BLD.astype(jnp.float32))
+    return constrain((sum_BSD / jnp.maximum(inside_BSL.sum(-1, keepdims=True), 1)).astype(x_BLD.dtype), "BSD")
 
 
 class VocabHead(nnx.Module):
@@ -142,7 +169,7 @@ class VocabHead(nnx.Module):
 
 
 class Transform(nnx.Module):
-    """norm(act(dense(x))): what a masked LM of the BERT kind does before it unembeds."""
+    """norm(act(dense(x))): what a masked LM of the BERT kind does before it unembeds, others before any head."""
 
     def __init__(self, d_model: int, d_embed: int, act: str, norm: Any, init: Init, bias: bool = True):
         self.act = act

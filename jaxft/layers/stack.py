@@ -38,6 +38,24 @@ def stack(block: nnx.Module, n: int) -> Any:
     return block
 
 
+def run_one(
+    block: Any,
+    call: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+    x_BLD: jax.Array,
+    key: jax.Array | None,
+    how: Execution,
+) -> jax.Array:
+    """`call(block, x, key)` of a block that has no equals."""
+    structure, state = nnx.split(block)
+
+    def body(x_BLD: jax.Array, params: Any, key: jax.Array | None) -> jax.Array:
+        return call(nnx.merge(structure, params), x_BLD, key)
+
+    if how.remat != "none":
+        body = jax.checkpoint(body, policy=REMAT[how.remat])
+    return body(x_BLD, nnx.to_pure_dict(state), key)
+
+
 def run_stack(
     blocks: Any,
     call: Callable[[Any, jax.Array, jax.Array | None, jax.Array | None, Kind], tuple[jax.Array, Any]],

@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxft.layers.attention import Sight, Where
 from jaxft.layers.rope import Rope
-from jaxft.layers.stack import Execution, run_stack, stack
+from jaxft.layers.stack import Execution, run_one, run_stack, stack
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the task's loss: name -> (sum, weight)
 
@@ -48,11 +48,19 @@ class Trunk(nnx.Module):
         how: Execution,
         reach: Sequence[Reach],
         norm: Any = None,
+        *,
+        first: Any = None,
+        pool: Callable[[jax.Array, Mapping[str, jax.Array]], jax.Array] | None = None,
     ):
-        """`block` stands for as many equal ones as `reach` has items, one a layer. `norm` follows the last."""
-        self.how, self.reach = how, tuple(reach)
+        """`reach` has an item a layer. `block` stands for as many equal ones, but for the lowest where that is `first`.
+
+        `norm` follows the last. `pool` makes of all vectors those that the head is given, instead of picking the ones
+        that it reads.
+        """
+        self.how, self.reach, self.pool = how, tuple(reach), pool
         self.embed = embed
-        self.blocks = stack(block, len(reach))
+        self.first = first
+        self.blocks = stack(block, len(reach) - (first is not None))
         self.norm = norm
         self.head = head
 
@@ -60,17 +68,30 @@ class Trunk(nnx.Module):
         """A batch (data/pipeline.py) to the head's logits in float32, and losses of its own; `key` None: evaluation."""
         key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
         sights = {reach: reach.sight(batch) for reach in dict.fromkeys(self.reach)}
+        x_BLD, reach = self.embed(batch, key_embed, self.how.dtype), self.reach
+        if self.first is not None:
+            key_first, key_blocks = (None, None) if key_blocks is None else jax.random.split(key_blocks)
+            lowest, *reach = reach
+            x_BLD = run_one(
+                self.first,
+                lambda block, x_BLD, key: block(x_BLD, sights[lowest], key)[0],
+                x_BLD,
+                key_first,
+                self.how,
+            )
         read_BSD, aside = run_stack(
             self.blocks,
             lambda block, x_BLD, key, at_BS, reach: block(x_BLD, sights[reach], key, at_BS),
-            self.embed(batch, key_embed, self.how.dtype),
+            x_BLD,
             key_blocks,
             self.how,
-            self.head.reads(batch),
-            self.reach,
+            self.head.reads(batch) if self.pool is None else None,
+            reach,
         )
         if self.norm is not None:
             read_BSD = self.norm(read_BSD)
+        if self.pool is not None:
+            read_BSD = self.pool(read_BSD, batch)
         return self.head(read_BSD, key_head), self.losses(aside)
 
     def losses(self, aside: Any) -> Losses:

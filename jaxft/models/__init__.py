@@ -2,8 +2,9 @@
 
 Config, Model, TINY                       the network (its vocab, positions, types and pad_id are asked for by others)
                                           and a Config that a test runs in a second
-VARIANTS                                  name -> Config, one for each way of computing that TINY does not take
-HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here")
+VARIANTS                                  name -> Config, one for each way of computing that TINY does not take; seen
+                                          with the head that the name begins with, else with the first of HF_HEADS
+HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here"): hf/layout.py
 HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
 HF_TIED                                   head -> {tensor that may be there as a copy: the one it is a copy of}
 HF_LENT                                   the same of tensors of their own that, where they are not there, begin as
@@ -24,6 +25,7 @@ MODELS = {
     "llama": "jaxft.models.llama",
     "marian": "jaxft.models.marian",
     "mistral": "jaxft.models.mistral",
+    "modernbert": "jaxft.models.modernbert",
     "mt5": "jaxft.models.mt5",
     "phi3": "jaxft.models.phi3",
     "qwen2": "jaxft.models.qwen2",

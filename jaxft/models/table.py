@@ -97,5 +97,9 @@ def check_sizes(cfg: Any, *sizes: str, acts: Mapping[str, Any]) -> None:
     kv_heads = getattr(cfg, "kv_heads", 0)
     if kv_heads and cfg.heads % kv_heads:
         raise UserError(f"model: kv_heads={kv_heads} must divide heads={cfg.heads}")
-    if cfg.act not in acts:
-        raise UserError(f"model: act={cfg.act!r} is not known; known: {', '.join(acts)}{nearest(cfg.act, acts)}")
+    check_known("act", cfg.act, acts)
+
+
+def check_known(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise UserError(f"model: {field}={value!r} is not known; known: {', '.join(known)}{nearest(value, known)}")

@@ -12,6 +12,7 @@ from jaxft.registry import UserError, nearest
 Tree = Any  # nested dict
 _REQUIRED: Any = object()
 
+FIRST = "first/"  # the lowest block, of families where it is unlike the stacked ones
 NO_DECAY_NAMES = ("bias", "scale")  # by name and never by rank: stacked norm scales are [N, D]
 
 
@@ -105,10 +106,10 @@ def exempt(mask: Tree, patterns: Sequence[str], *, field: str) -> Tree:
 def layerwise(params: Tree, decay: float) -> Tree:
     """Learning-rate multipliers that shrink by `decay` a layer from the head down (Clark et al. 2020, ELECTRA).
 
-    The head (and all else above the blocks) gets 1, block i of n decay^(n - i), embeddings decay^(n + 1). Encoder and
-    decoder each count their own blocks, since every block of the decoder reads what the encoder's last one gives;
-    embeddings are below the higher of both. Stacked leaves get a float32 array [N, 1, ...], others a float. Raises
-    UserError when there are no blocks.
+    The head (and all else above the blocks) gets 1, block i of n decay^(n - i), embeddings decay^(n + 1). A `first`
+    block, below those that are stacked, is block 0. Encoder and decoder each count their own blocks, since every block
+    of the decoder reads what the encoder's last one gives; embeddings are below the higher of both. Stacked leaves get
+    a float32 array [N, 1, ...], others a float. Raises UserError when there are no blocks.
     """
     if decay == 1:
         return jax.tree.map(lambda _: 1.0, params)
@@ -119,13 +120,18 @@ def layerwise(params: Tree, decay: float) -> Tree:
     if not depths:
         raise UserError(f"train.layer_decay={decay}: this model has no trainable blocks; set it to 1 (off)")
 
+    below = max(depths) + 1
+    lowest = below + any(path.startswith(FIRST) for path in paths(params))
+
     def multiplier(path: str, leaf: Any) -> Any:
         if _stacked(path):
             n = leaf.shape[0]
             return np.power(np.float32(decay), np.arange(n, 0, -1, dtype=np.float32)).reshape(
                 n, *(1,) * (leaf.ndim - 1)
             )
-        return float(decay ** (max(depths) + 1)) if "embed" in path.split("/") else 1.0
+        if path.startswith(FIRST):
+            return float(decay**below)
+        return float(decay**lowest) if "embed" in path.split("/") else 1.0
 
     return jax.tree.unflatten(structure, [multiplier(*item) for item in zip(paths(params), leaves, strict=True)])
 

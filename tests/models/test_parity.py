@@ -26,10 +26,14 @@ LENGTHS, LENGTH = (36, 21, 5), 40
 ANSWERS = "seq2seq_lm"  # the head whose logits are those of a text of its own
 FAMILIES = {name: lookup(MODELS, name, "model.name") for name in MODELS}
 CASES = [(name, head, "") for name, family in FAMILIES.items() for head in family.HF_HEADS]
-# What a variant computes otherwise it computes in the trunk or over the vocabulary: one head shows it.
-CASES += [
-    (name, next(iter(family.HF_HEADS)), variant) for name, family in FAMILIES.items() for variant in family.VARIANTS
-]
+
+
+def head_of(family, variant):
+    """The head that shows what a variant computes otherwise."""
+    return next((head for head in family.HF_HEADS if variant.startswith(head)), next(iter(family.HF_HEADS)))
+
+
+CASES += [(name, head_of(family, variant), variant) for name, family in FAMILIES.items() for variant in family.VARIANTS]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(filter(None, case)))

@@ -23,7 +23,7 @@ def params():
 
 
 def by_path(tree):
-    return dict(zip(masks.paths(params()), jax.tree.leaves(tree), strict=True))
+    return dict(zip(masks.paths(tree), jax.tree.leaves(tree), strict=True))
 
 
 def test_paths_name_every_leaf_in_tree_order():
@@ -121,6 +121,15 @@ def test_layerwise_counts_the_blocks_of_an_encoder_and_a_decoder_apart():
     np.testing.assert_allclose(rates["decoder/blocks/attn/kernel"].ravel(), [0.5])
     assert rates["encoder/norm/scale"] == 1
     assert rates["encoder/embed/position/table"] == rates["embed/word/table"] == 0.5**3
+
+
+def test_the_first_block_is_the_lowest_layer_where_it_is_not_one_of_the_equal_ones():
+    tree = params()
+    rates = by_path(masks.layerwise({**tree, "first": {"attn": tree["head"]["classifier"]}}, 0.5))
+    np.testing.assert_allclose(rates["blocks/attn/q/kernel"], np.reshape([0.125, 0.25, 0.5], (N, 1, 1)))
+    assert rates["first/attn/kernel"] == 0.5**4
+    assert rates["embed/word/table"] == 0.5**5
+    assert rates["head/classifier/kernel"] == 1
 
 
 def test_layerwise_one_is_off_and_needs_blocks_otherwise():
