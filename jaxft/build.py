@@ -103,8 +103,8 @@ def network(
     platform = mesh.devices.flat[0].platform
     dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
     how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat)
-    vocab = _filled_up(cfg.vocab, rules.params, mesh)
-    structure, state = nnx.split(family.Model(dataclasses.replace(cfg, vocab=vocab), head, outputs, how))
+    filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
+    structure, state = nnx.split(family.Model(filled, head, outputs, how))
     declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     abstract, letters, stored, inits, unsharded = {}, {}, {}, {}, []
     for path, variable in declared.items():

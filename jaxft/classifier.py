@@ -1,4 +1,4 @@
-"""A hub folder, ready to label text: what predict, evaluate and export --verify run."""
+"""A hub folder, ready to label texts or images: what predict, evaluate and export --verify run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,6 @@ class Classifier:
         """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained)."""
         folder = hub.resolve(source)
         hf = hf_load.read_config(folder)
-        self.task = task_from_hf(hf, **task)
         section = Model(
             name=hf["model_type"],
             hf=source,
@@ -37,8 +36,10 @@ class Classifier:
             remat="none",
             reset_head=False,
         )
-        self.reader = inputs.of(self.task, build.family_of(section, hf)).Reader(folder, length)
-        family, cfg = build.family_config(section, hf, **self.reader.fields)
+        family = build.family_of(section, hf)
+        self.task = task_from_hf(hf, reads=inputs.reads(family), **task)
+        self.reader = inputs.of(self.task, family).Reader(folder, length)
+        _, cfg = build.family_config(section, hf, **self.reader.fields)
         self.reader.fit(cfg)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
         self.rows = -(-ROWS // mesh.size) * mesh.size
@@ -56,6 +57,10 @@ class Classifier:
             raise UserError(f"{source} has no trained {self.task.head} head: {said[0]}; fine-tune it first")
         self.where = sharding.batch_sharding(mesh, RULES)
         self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
+
+    def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
+        """Raises BadRow for a row that cannot be used."""
+        return self.reader.example(self.task.example(row, labelled))
 
     def logits(self, examples: Sequence[Any], places: Sequence[str]) -> np.ndarray:
         """float32 [n, C], in the order of `examples`, which stand at `places` ("x.jsonl:17").

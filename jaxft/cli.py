@@ -65,6 +65,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     flags.add_argument("--hf", default="", help="instead of --run: hub id or local Hugging Face folder")
     flags.add_argument("--text", default="", help="column of the text (default: the run's, or 'text')")
     flags.add_argument("--pair", default="", help="column of the second text (default: the run's, or none)")
+    flags.add_argument("--image", default="", help="column of the image (default: the run's, or 'image')")
     flags.add_argument("--label", default="", help="column of the label (default: the run's, or 'label')")
     flags.add_argument(
         "--length", type=int, default=0, help="tokens to read at most (default: as many as the model was trained on)"
@@ -76,15 +77,15 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 def classifier(arguments: argparse.Namespace) -> Any:
     """The model that --run or --hf names, with the run's columns where the flags name none."""
     source = _source(arguments.run, arguments.hf)
-    task: dict[str, Any] = {"text": "text", "pair": "", "label": "label"}
+    task: dict[str, Any] = {}
     if arguments.run:
         from jaxft.config import parse
         from jaxft.runfolder import RunFolder, read_json
 
         config = parse(read_json(RunFolder(Path(arguments.run)).config)["config"])
         # The classes are those of the hub folder: the config may have left them to the data.
-        task |= {option: value for option, value in config.task.items() if option not in ("name", "metric", "classes")}
-    task |= {option: value for option in ("text", "pair", "label") if (value := getattr(arguments, option))}
+        task = {option: value for option, value in config.task.items() if option not in ("name", "metric", "classes")}
+    task |= {option: value for option in ("text", "pair", "image", "label") if (value := getattr(arguments, option))}
     from jaxft import cache, numerics
     from jaxft.classifier import Classifier
 

@@ -8,7 +8,7 @@ There are no defaults here: a config file shows every field.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_args
 
 from jaxft.registry import UserError, check_options, nearest
 
@@ -121,7 +121,7 @@ class Config:
     seed: int
     data: dict
     input: Input
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None  # None: the task reads no text
     task: dict
     model: Model
     optim: dict
@@ -132,6 +132,11 @@ class Config:
     mesh: Mesh
     sharding: Sharding
     log: Log
+
+
+def section_type(field: Any) -> Any:
+    """The dataclass of a section, also of one that may be None."""
+    return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
 
 
 CALLS = ("data", "task", "optim", "schedule")
@@ -150,6 +155,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
             if not 0 <= value < 2**32:
                 raise UserError(f"seed={value} must be at least 0 and below 2**32")
             values["seed"] = value
+        elif value is None and section_type(field) is not field.type:
+            values[field.name] = None
         elif not isinstance(value, Mapping):
             raise UserError(f"config.{field.name}={value!r} must be a section (a dict)")
         elif field.name in CALLS:
@@ -157,7 +164,7 @@ def parse(raw: Mapping[str, Any]) -> Config:
                 raise UserError(f"{field.name}.name is missing; {field.name} is a call: dict(name=..., options)")
             values[field.name] = dict(value)
         else:
-            section: Any = field.type
+            section = section_type(field)
             check_options(section, value, field.name)
             values[field.name] = section(**value)
     config = Config(**values)

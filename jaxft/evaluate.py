@@ -13,7 +13,6 @@ from jaxft.data.source import quoted
 from jaxft.registry import BadRow, UserError, call
 from jaxft.writer import json_numbers
 
-CHUNK = 4096  # rows held at a time
 # A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
 TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<test>.+)")
 
@@ -25,7 +24,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = cli.parser("python -m jaxft.evaluate", "Score a model on labelled rows.")
     parser.add_argument(
-        "--data", default="", help="a file of labelled rows, or tfds:BUILDER:SPLIT; default: the run's own data"
+        "--data",
+        default="",
+        help="a file of labelled rows, a folder of class folders, or tfds:BUILDER:SPLIT; default: the run's own data",
     )
     parser.add_argument(
         "--split", default="", help="without --data: which split of the run's own data (default: test, or validation)"
@@ -48,15 +49,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     by_name = _by_name(classifier.task, data.label_names)
 
     def example(i: int) -> Any:
-        return classifier.task.example(by_name(split.rows[i]))
+        return classifier.example(by_name(split.rows[i]))
 
     usable, bad = _sifted(split, example)
     if bad and (arguments.on_bad == "stop" or not len(usable)):
         fix = "mend them, or pass --on_bad=skip" if len(usable) else "mend them, or name another column with --label"
         raise UserError(f"{len(bad):,} of {len(usable) + len(bad):,} rows cannot be used:\n{quoted(bad)}\n{fix}")
     meter = classifier.task.meter()
-    for start in range(0, len(usable), CHUNK):
-        chunk = usable[start : start + CHUNK]
+    size = classifier.reader.most
+    for start in range(0, len(usable), size):
+        chunk = usable[start : start + size]
         classifier.score([example(i) for i in chunk], [split.where(i) for i in chunk], meter)
     if bad:
         cli.say(f"{len(bad):,} rows left out")
@@ -71,7 +73,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
     """(data set, name of the split to score): what --data names, or the run's own data."""
-    from jaxft.data import DATASETS, files
+    from jaxft.data import DATASETS, files, folders
     from jaxft.data.source import Dataset
 
     if arguments.data.startswith("tfds:"):
@@ -80,6 +82,8 @@ def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
             raise UserError(f"--data={arguments.data}: write tfds:BUILDER:SPLIT, such as tfds:glue/sst2:validation")
         section = {"name": "tfds", "data_dir": "", "train": "", "validation": "", "test": "", **parts.groupdict()}
         return call(DATASETS, section, "data"), "test"
+    if Path(arguments.data).is_dir() and arguments.data:
+        return Dataset("images", {"data": folders.read_split(Path(arguments.data), "--data")}, {}), "data"
     if arguments.data:
         return Dataset("files", {"data": files.read_split(arguments.data, "--data")}, {}), "data"
     if not arguments.run:

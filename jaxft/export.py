@@ -49,7 +49,7 @@ def export(arguments: argparse.Namespace) -> None:
     from jaxft.hf import card, folder, hub
     from jaxft.tasks import task_from_hf
 
-    task = task_from_hf(meta["task"], text="text", pair="", label="label")
+    task = task_from_hf(meta["task"], reads=inputs.reads(net.family))
     report = read_json(run.report) if run.report.exists() else {"step": -1, "split": ""}
     scores = report.keys() - {"split", "step", "details", "inputs"} if report["step"] == step else ()
     text = card.model_card(

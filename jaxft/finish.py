@@ -42,12 +42,12 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     identity = run.inputs.identity()
     record = {"split": split, "step": step, **results, "details": details, "inputs": identity}
     runfolder.write_json(run.folder.report, json_numbers(record))
+    use = card.USES[run.task.reads]
     run.say(
-        f"written to {run.folder.path}: hf/ (weights, tokenizer, card), report.html, report.json, metrics.jsonl, "
+        f"written to {run.folder.path}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
         "tensorboard/, checkpoints/\n"
         "load it with:\n"
-        f'  AutoModelForSequenceClassification.from_pretrained("{run.folder.hf}"), '
-        f'AutoTokenizer.from_pretrained("{run.folder.hf}")'
+        f'  {use["model"]}.from_pretrained("{run.folder.hf}"), {use["reader"]}.from_pretrained("{run.folder.hf}")'
     )
 
 

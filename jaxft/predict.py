@@ -1,4 +1,7 @@
-"""python -m jaxft.predict --run=RUN --input=x.jsonl --output=y.jsonl: labels a file, in input order, streaming."""
+"""python -m jaxft.predict --run=RUN --input=x.jsonl --output=y.jsonl: labels a file, in input order, streaming.
+
+Of a model that reads images, --input may also be a folder of them.
+"""
 
 import argparse
 import itertools
@@ -11,8 +14,6 @@ from typing import Any
 from jaxft import cli, disk
 from jaxft.registry import BadRow, UserError
 
-CHUNK = 4096  # rows held at a time: enough for the packing to fill rows, little to hold
-
 
 def main() -> None:
     cli.guarded(lambda: predict(_arguments()), memory_fix=cli.LABELLING_FIX)
@@ -20,7 +21,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = cli.parser("python -m jaxft.predict", "Label the rows of a file with probabilities, in input order.")
-    parser.add_argument("--input", required=True, help="jsonl, csv, tsv, parquet or txt file, also .gz")
+    parser.add_argument(
+        "--input", required=True, help="jsonl, csv, tsv, parquet or txt file, also .gz; or a folder of images"
+    )
     parser.add_argument(
         "--output", required=True, help="jsonl file to write; the rows of the input with a prediction each"
     )
@@ -32,14 +35,14 @@ def _arguments() -> argparse.Namespace:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Writes `output` aside and renames it when it is complete. Raises UserError for a bad row unless told to skip."""
-    from jaxft.data import files
+    from jaxft.data import files, folders
 
     source = Path(arguments.input)
     output = Path(arguments.output)
     cli.check_output(output)
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"--output={output} is the input itself; name another file")
-    rows = files.read_rows(str(source))
+    rows = folders.read_rows(source) if source.is_dir() else files.read_rows(str(source))
     first = next(rows, None)  # a missing or unreadable file is said before the model loads
     if first is None:
         raise UserError(f"--input={source} has no rows")
@@ -48,7 +51,7 @@ def predict(arguments: argparse.Namespace) -> None:
     aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
         with disk.writing(output), aside.open("w", encoding="utf-8") as out:
-            for chunk in _chunks(itertools.chain([first], rows)):
+            for chunk in _chunks(itertools.chain([first], rows), classifier.reader.most):
                 if not count:
                     _check_columns(chunk, classifier.task)
                 records, good = _label(chunk, classifier, arguments.on_bad)
@@ -61,8 +64,8 @@ def predict(arguments: argparse.Namespace) -> None:
     cli.say(f"{labelled:,} rows labelled{errors}: {output}")
 
 
-def _chunks(rows: Iterator[Any]) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(rows, CHUNK)):
+def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(rows, size)):
         yield chunk
 
 
@@ -82,7 +85,7 @@ def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[
         try:
             if isinstance(row, BadRow):
                 raise row
-            example = classifier.task.example(row, labelled=False)
+            example = classifier.example(row, labelled=False)
         except BadRow as reason:
             if on_bad == "stop":
                 raise UserError(f"{where}: {reason}; mend the row, or pass --on_bad=skip") from reason

@@ -20,7 +20,10 @@ from jaxft.registry import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
 # What they mean: jaxft/layers/__init__.py.
-LETTERS = ("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q", "HK", "GK", "P", "C", "N", "R", "E", "X", "J")
+LETTERS = (
+    *("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q"),
+    *("HK", "GK", "P", "C", "N", "R", "E", "X", "J", "Y", "W", "I"),
+)
 STACKED = ("N",)  # leading axes of stacked blocks; they do not count towards a parameter's rank
 
 Rules = Mapping[str, str | Sequence[str] | None]

@@ -8,15 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+Batch = dict[str, np.ndarray]
 ROWS, LENGTH = 4, 128  # positions past 64 show errors that short inputs hide
 
 
 def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple[float, str]:
-    """(largest absolute difference of float32 logits on random ids with padding, who read the folder).
+    """(largest absolute difference of float32 logits on random inputs, who read the folder).
 
     The folder is read by transformers and torch where they are installed, else by jaxft. `dtype` is that of its
     tensors: the parameters in memory are rounded alike.
     """
+    batch, given = _images(net) if net.family.KIND == "vision" else _texts(net)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)
+    expected = _ours(net, rounded, batch)
+    if importlib.util.find_spec("torch"):
+        return float(np.abs(_theirs(folder, net, given) - expected).max()), "transformers"
+    return float(np.abs(_reread(folder, net, batch) - expected).max()), "jaxft"
+
+
+def _texts(net: Any) -> tuple[Batch, Batch]:
+    """Random ids with padding, as we and as transformers take them."""
     length = min(LENGTH, net.cfg.positions)
     rng = np.random.default_rng(0)
     # Any id but that of padding: some families number positions by where it stands.
@@ -30,38 +41,43 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
         ids_BL = np.where(ids_BL == eos, (eos + 1 + (pad == eos + 1)) % net.cfg.vocab, ids_BL).astype(np.int32)
         ids_BL[np.arange(ROWS), length_B - 1] = eos
     type_BL = rng.integers(0, max(1, net.cfg.types), ids_BL.shape).astype(np.int32) * mask_BL
-    inputs = {"ids": ids_BL, "mask": mask_BL, "type": type_BL}
-    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)
-    expected = _ours(net, rounded, **inputs)
-    if importlib.util.find_spec("torch"):
-        return float(np.abs(_theirs(folder, **inputs) - expected).max()), "transformers"
-    return float(np.abs(_reread(folder, net, **inputs) - expected).max()), "jaxft"
+    position_BL = np.broadcast_to(np.arange(length, dtype=np.int32), ids_BL.shape)
+    batch = {"ids": ids_BL, "type": type_BL, "segment": mask_BL, "position": position_BL}
+    batch["first"] = np.zeros((ROWS, 1), np.int32)
+    given = {"input_ids": ids_BL, "attention_mask": mask_BL} | ({"token_type_ids": type_BL} if type_BL.any() else {})
+    return batch, {name: array.astype(np.int64) for name, array in given.items()}
 
 
-def _ours(net: Any, params: Any, *, ids: np.ndarray, mask: np.ndarray, type: np.ndarray) -> np.ndarray:
-    rows, length = ids.shape
-    position_BL = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
-    batch = {"ids": ids, "type": type, "segment": mask, "position": position_BL}
-    batch["first"] = np.zeros((rows, 1), np.int32)
+def _images(net: Any) -> tuple[Batch, Batch]:
+    """Random pixels, as we and as transformers take them."""
+    shape = (ROWS, net.cfg.image_size, net.cfg.image_size, net.cfg.channels)
+    pixels_BYWI = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    batch = {"pixels": pixels_BYWI, "segment": np.ones((ROWS, net.cfg.positions), np.int32)}
+    batch["first"] = np.zeros((ROWS, 1), np.int32)
+    return batch, {"pixel_values": np.ascontiguousarray(pixels_BYWI.transpose(0, 3, 1, 2))}
+
+
+def _ours(net: Any, params: Any, batch: Batch) -> np.ndarray:
     return np.asarray(jax.jit(net.forward)(params, batch))[:, 0]
 
 
-def _reread(folder: Path, net: Any, **inputs: np.ndarray) -> np.ndarray:
+def _reread(folder: Path, net: Any, batch: Batch) -> np.ndarray:
     from jaxft import build
 
     params, _ = build.parameters(net, folder, seed=0, reset_head=False)
-    return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), **inputs)
+    return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), batch)
 
 
-def _theirs(folder: Path, *, ids: np.ndarray, mask: np.ndarray, type: np.ndarray) -> np.ndarray:
+def _theirs(folder: Path, net: Any, given: Batch) -> np.ndarray:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading, which takes no time here
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
-    ).eval()
-    given = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": type} if type.any() else {})
+    model = (
+        getattr(transformers, net.family.HF_ARCHITECTURES[net.head])
+        .from_pretrained(str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True)
+        .eval()
+    )
     with torch.no_grad():
-        return model(**{name: torch.from_numpy(x.astype(np.int64)) for name, x in given.items()}).logits.numpy()
+        return model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()

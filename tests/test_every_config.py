@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxft import build, registries
 from jaxft import config as config_module
-from jaxft import registries
 from jaxft.config import CALLS, Config, parse
 from jaxft.registry import lookup
 from jaxft.train import train
@@ -16,7 +16,11 @@ from tests.verbs_run import ROOT, reviews, write_rows
 
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 VARIANTS = [(name, variant) for name in FILES for variant in importlib.import_module(f"configs.{name}").VARIANTS]
-SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+SECTIONS = {
+    field.name: kind
+    for field in dataclasses.fields(Config)
+    if dataclasses.is_dataclass(kind := config_module.section_type(field))
+}
 
 
 def load(name, variant):
@@ -27,7 +31,7 @@ def load(name, variant):
 def test_it_parses_and_every_name_in_it_is_registered(name, variant):
     config = parse(load(name, variant))
     registries.check_names(config)
-    assert config.model.hf or config.input.length <= config.model.scratch["positions"]
+    assert config.model.hf or config.input.length <= build.family_config(config.model, None)[1].positions
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from jaxft.data import DATASETS
@@ -13,6 +14,8 @@ SECTIONS = {
     "docstrings": dict(data_dir=""),
     "tfds": dict(builder="tiny", train="train", validation="train[:50%]", test=""),
     "files": dict(validation="", test="", holdout=0.2),
+    "digits": dict(),
+    "images": dict(train="train", validation="", test="", holdout=0.2),
 }
 
 
@@ -37,6 +40,15 @@ def make_tiny(folder):
     Tiny(data_dir=folder, file_format="array_record").download_and_prepare()
 
 
+def make_images(folder):
+    from PIL import Image
+
+    for i in range(50):
+        path = folder / ("odd" if i % 2 else "even") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), (i, 0, 0)).save(path)
+
+
 @pytest.fixture(params=DATASETS)
 def dataset(request, tmp_path) -> Dataset:
     section = {"name": request.param, **SECTIONS[request.param]}
@@ -47,6 +59,9 @@ def dataset(request, tmp_path) -> Dataset:
         path = tmp_path / "train.jsonl"
         path.write_text("".join(json.dumps({"text": f"text {i} é", "label": i % 2}) + "\n" for i in range(50)))
         section["train"] = str(path)
+    if request.param == "images":
+        make_images(tmp_path / "train")
+        section["folder"] = str(tmp_path)
     return call(DATASETS, section, "data")
 
 
@@ -57,8 +72,10 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
         assert count > 0 and not split.bad
         for index in {0, count // 2, count - 1}:
             row = split.rows[index]
-            assert type(row["text"]) is str and type(row["label"]) is int
-            assert split.rows[index] == row and split.where(index)
+            assert type(row["label"]) in (int, str) and ({"text", "image"} & row.keys())
+            again = split.rows[index]
+            assert all(np.array_equal(again[name], value) for name, value in row.items()) and split.where(index)
+            assert type(row["text"]) is str if "text" in row else isinstance(row["image"], (str, np.ndarray))
         with pytest.raises(IndexError):
             split.rows[count]
     assert len({split.fingerprint for split in dataset.splits.values()}) == len(dataset.splits)

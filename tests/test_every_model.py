@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from configs import vit_cls
 from jaxft import build, sharding, verify
 from jaxft.config import parse
 from jaxft.hf import layout
@@ -61,13 +62,23 @@ def batch_of(ids_BL, length):
     return {name: jnp.asarray(array, jnp.int32) for name, array in batch.items()}
 
 
+def inputs_of(family):
+    """Four rows of what the family reads."""
+    if family.KIND != "vision":
+        return batch_of(random_ids(family), 12)
+    cfg = family.TINY
+    pixels = np.random.default_rng(0).normal(size=(4, cfg.image_size, cfg.image_size, cfg.channels))
+    batch = {"pixels": jnp.asarray(pixels, jnp.float32), "segment": jnp.ones((4, cfg.positions), jnp.int32)}
+    return batch | {"first": jnp.zeros((4, 1), jnp.int32)}
+
+
 def random_ids(family):
     return np.random.default_rng(0).integers(1, family.TINY.vocab, (4, 9))
 
 
 def test_a_training_step_is_finite_and_lowers_the_loss(family):
     net = network(family)
-    batch, labels_BS = batch_of(random_ids(family), 12), jnp.asarray([[0], [1], [2], [1]])
+    batch, labels_BS = inputs_of(family), jnp.asarray([[0], [1], [2], [1]])
     if net.head != "sequence":
         labels_BS = batch["ids"]
 
@@ -91,6 +102,8 @@ def test_a_training_step_is_finite_and_lowers_the_loss(family):
 
 
 def test_padding_does_not_change_real_tokens(family):
+    if family.KIND == "vision":
+        return  # an image has none
     net, ids_BL = network(family), random_ids(family)
     forward = jax.jit(net.forward)
     params = parameters(net)
@@ -105,7 +118,7 @@ def test_padding_does_not_change_real_tokens(family):
 def test_layers_give_the_same_logits_scanned_and_unrolled(family):
     """Also layers of several kinds, and so many that their pattern ends in the middle."""
     nets = [network(family, scan=scan) for scan in (False, True)]
-    params, batch = parameters(nets[0]), batch_of(random_ids(family), 12)
+    params, batch = parameters(nets[0]), inputs_of(family)
     unrolled, scanned = (jax.jit(net.forward)(params, batch) for net in nets)
     np.testing.assert_allclose(scanned, unrolled, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -165,7 +178,10 @@ def test_every_letter_that_can_be_sharded_is_one_that_parameters_carry(family):
     c = tiny.config()
     _, declared = nnx.split(family.Model(family.TINY, any_head(family), OUTPUTS, Execution()))
     letters = {letter for _, variable in nnx.to_flat_state(declared) for letter in variable.get_metadata("axes")}
-    assert set(c.sharding.params) - {"E"} <= letters, "but experts, which only some have"
+    some = {"E"} | ({"V"} if family.KIND == "vision" else set())
+    assert set(c.sharding.params) - some <= letters, (
+        "but experts, which only some have, and words, which images have not"
+    )
     sharding.check_rules(c.sharding.params, c.sharding.activations)
 
 
@@ -176,6 +192,9 @@ def test_a_run_from_random_weights_leaves_a_folder_that_the_hubs_library_reads_a
     fields = {field.name: getattr(family.TINY, field.name) for field in dataclasses.fields(family.TINY)}
     scratch = {name: value for name, value in fields.items() if name not in ("vocab", "pad_id")}
     raw = program.config(model__name=family.MODEL_TYPE, train__duration="2 steps")
+    if family.KIND == "vision":
+        raw |= {"data": {"name": "digits"}, "tokenizer": None, "task": vit_cls.get_config().task.to_dict()}
+        raw["input"] = {"length": family.TINY.positions, "pack": 1, "on_bad": "stop"}
     raw["model"]["scratch"] = scratch
     train(raw, parse(raw), tmp_path / "run", (), lambda text: None)
     hub = tmp_path / "run" / "hf"

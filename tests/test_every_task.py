@@ -10,17 +10,20 @@ import pytest
 from jaxft.data.source import Split
 from jaxft.metrics import METRICS
 from jaxft.registry import UserError, call
-from jaxft.tasks import TASKS, Example, task_from_hf
+from jaxft.tasks import TASKS, Example, Picture, task_from_hf
 
-COMMON = {"text": "text", "label": "label", "metric": ""}
+COMMON = {"label": "label", "metric": ""}
 SECTIONS = {
     "cls": {"pair": "", "smoothing": 0.1},
+    "image_cls": {"image": "image", "smoothing": 0.1, "crop": 1.0, "flip": False},
     "pair": {"pair": "other", "smoothing": 0.1},
     "regression": {"pair": "other"},
     "multilabel": {"pair": "", "separator": "", "threshold": 0.5, "smoothing": 0.0},
 }
+SECTIONS |= {name: {"text": "text", **section} for name, section in SECTIONS.items() if name != "image_cls"}
 LABELS = {
     "cls": ["x", "y", "z"],
+    "image_cls": ["x", "y", "z"],
     "pair": ["x", "y", "z"],
     "regression": [0.5, 1.0, 4.5],
     "multilabel": [["x"], ["y", "z"], []],
@@ -37,11 +40,16 @@ def make(name):
 
 
 def rows(name):
-    return [{"text": f"t{i}", "other": f"o{i}", "label": label} for i, label in enumerate(LABELS[name])]
+    shown = "image" if name == "image_cls" else "text"
+    return [{shown: f"t{i}", "other": f"o{i}", "label": label} for i, label in enumerate(LABELS[name])]
 
 
 def fitted(name):
     return make(name).fit({"train": split(rows(name)), "validation": split(rows(name)[:1])}, {})
+
+
+def columns(task):
+    return {option: getattr(task, option) for option in task.columns}
 
 
 def batch(name, task):
@@ -59,9 +67,12 @@ def logits(task):
 @pytest.mark.parametrize("name", TASKS)
 def test_examples_have_text_pair_and_label_or_none(name):
     task = fitted(name)
-    example, blind = task.example(rows(name)[1]), task.example({"text": "t1", "other": "o1"}, labelled=False)
-    assert isinstance(example, Example) and example.text == "t1"
-    assert example.pair == ("o1" if task.pair else None)
+    example, blind = task.example(rows(name)[1]), task.example({task.reads: "t1", "other": "o1"}, labelled=False)
+    if task.reads == "image":
+        assert isinstance(example, Picture) and example.image == "t1"
+    else:
+        assert isinstance(example, Example) and example.text == "t1"
+        assert example.pair == ("o1" if task.pair else None)
     assert example.label is not None and blind == example._replace(label=None)
     assert task.head == "sequence" and task.outputs == (1 if name == "regression" else 3)
 
@@ -129,7 +140,7 @@ def test_predictions_are_json_and_one_a_row(name):
 def test_config_json_gives_the_task_back(name):
     task = fitted(name)
     config = json.loads(json.dumps(task.hf_config()))
-    again = task_from_hf(config, text=task.text, pair=task.pair, label=task.label)
+    again = task_from_hf(config, reads=task.reads, **columns(task))
     assert again.hf_config() == task.hf_config() and again.outputs == task.outputs
     assert again.example(rows(name)[1]) == task.example(rows(name)[1])
 
@@ -147,7 +158,8 @@ def test_transformers_reads_the_fields_as_meant(name, tmp_path):
         assert tuple(config.id2label[i] for i in range(config.num_labels)) == task.classes
         assert config.label2id == {label: i for i, label in enumerate(task.classes)}
     config.save_pretrained(tmp_path)
-    again = task_from_hf(json.loads((tmp_path / "config.json").read_text()), text="text", pair=task.pair, label="label")
+    config = json.loads((tmp_path / "config.json").read_text())
+    again = task_from_hf(config, reads=task.reads, **columns(task))
     assert again.hf_config() == task.hf_config()
 
 
@@ -157,7 +169,7 @@ def test_the_loss_equals_that_of_transformers(name):
     from transformers import BertConfig, BertForSequenceClassification
 
     task = fitted(name)
-    if name in ("cls", "pair"):
+    if "smoothing" in SECTIONS[name] and name != "multilabel":
         task = call(
             TASKS, {"name": name, **COMMON, **SECTIONS[name], "smoothing": 0.0, "classes": task.classes}, "task"
         )
@@ -183,8 +195,10 @@ def test_the_loss_equals_that_of_transformers(name):
 def test_an_empty_split_and_a_missing_column_are_user_errors(name):
     with pytest.raises(UserError, match="the validation split is empty"):
         make(name).fit({"train": split(rows(name)), "validation": split([])}, {})
-    with pytest.raises(UserError, match=r"task\.text='text'.*columns: txet, .*did you mean \"txet\""):
-        make(name).fit({"train": split([{"txet": "x", "other": "y", "label": 1}])}, {})
+    shown = make(name).reads
+    wrong = {"text": "txet", "image": "imaeg"}[shown]
+    with pytest.raises(UserError, match=rf"task\.{shown}='{shown}'.*columns: {wrong}, .*did you mean \"{wrong}\""):
+        make(name).fit({"train": split([{wrong: "x", "other": "y", "label": 1}])}, {})
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,13 @@ OWNERS = {  # library -> the rooms that may import it
     "tokenizers": {"hf"},
     "safetensors": {"hf"},
     "torch": {"verify"},
+    "PIL": {"data"},
     "tensorflow": NOTHING,
 }
 LAZY = {
     "transformers",
     "tokenizers",
+    "PIL",
     "tensorflow_datasets",
     "grain",
     "sklearn",

@@ -65,7 +65,7 @@ COMMON = (
 )
 
 
-@pytest.fixture(scope="module", params=[task for task in TASKS if task != "cls"])
+@pytest.fixture(scope="module", params=[task for task in TASKS if task not in ("cls", "image_cls")])
 def finished(request, tmp_path_factory):
     """(task name, rows file, run folder)."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

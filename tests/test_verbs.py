@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxft import evaluate as evaluate_module
-from jaxft import predict as predict_module
 from jaxft.classifier import Classifier
+from jaxft.inputs.text import Reader
 from jaxft.registry import UserError
 from jaxft.writer import json_numbers
 from tests.program import snapshot
@@ -236,7 +235,7 @@ def test_verify_passes_and_refuses_by_either_reader(run, tmp_path, monkeypatch, 
 
 def test_predictions_are_those_of_transformers_in_input_order(run, data, tmp_path, monkeypatch):
     """In four chunks; a good part of the rows is longer than the model."""
-    monkeypatch.setattr(predict_module, "CHUNK", 17)
+    monkeypatch.setattr(Reader, "most", 17)
     rows = read_rows(data / "test.jsonl")
     predicted = predict(run, data / "test.jsonl", tmp_path / "out.jsonl")
     assert [{key: row[key] for key in ("id", "text", "label")} for row in predicted] == rows
@@ -404,7 +403,7 @@ def test_what_cannot_be_evaluated_is_one_message(run, flags, message):
 
 def test_bad_rows_stop_before_anything_is_scored(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "score", lambda *_: pytest.fail("scored"))
-    monkeypatch.setattr(evaluate_module, "CHUNK", 2)
+    monkeypatch.setattr(Reader, "most", 2)
     source = write_rows(tmp_path / "x.jsonl", [*reviews(4, 0), {"text": "so so", "label": "so"}, {"text": ""}])
     source.write_text(source.read_text() + "{\n")
     with pytest.raises(UserError) as error:

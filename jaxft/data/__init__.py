@@ -1,7 +1,9 @@
-"""From text to batches: source, token cache, packing plan, pipeline. numpy only, never jax."""
+"""From text and images to batches: source, cache, packing plan, pipeline. numpy only, never jax."""
 
 DATASETS = {
     "docstrings": "jaxft.data.docstrings:docstrings",
+    "digits": "jaxft.data.digits:digits",
     "tfds": "jaxft.data.tfds:tfds",
     "files": "jaxft.data.files:files",
+    "images": "jaxft.data.folders:images",
 }

@@ -1,7 +1,7 @@
 """Batches of a token cache by a plan. Batch k is a pure function of (cache, plan, seed, k): position = step."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,30 +30,48 @@ def batches(
     even its row order, is the same for any number of processes. A batch may span two epochs.
     Raises ValueError when `processes` does not divide `batch`.
     """
+    local = local_rows(batch, process, processes)
+
+    def make(step: int, rows_B: np.ndarray) -> Batch:
+        return assemble(tokens, plan, rows_B[local], row_length)
+
+    return stream(plan.rows, make, batch=batch, seed=seed, start=start, shuffle=shuffle)
+
+
+def stream(
+    rows: int, make: Callable[[int, np.ndarray], Batch], *, batch: int, seed: int, start: int, shuffle: bool
+) -> Iterator[Batch]:
+    """Endless `make(k, rows of the global batch k)` for k = start, start + 1, ..."""
     import grain
 
-    local = _local_rows(batch, process, processes)
-    rows = grain.MapDataset.range(plan.rows).seed(seed)
+    numbers = grain.MapDataset.range(rows).seed(seed)
     if shuffle:
-        rows = rows.shuffle()
+        numbers = numbers.shuffle()
     # Shuffle and batch handle row numbers only; one vectorised function then makes the whole batch.
-    dataset = rows.repeat().batch(batch).map(lambda numbers: assemble(tokens, plan, numbers[local], row_length))
-    stream = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
-    stream.set_state({"next_index": start})
-    return stream
+    dataset = numbers.repeat().batch(batch).map_with_index(make)
+    batches = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+    batches.set_state({"next_index": start})
+    return batches
 
 
 def eval_batches(
     tokens: TokenCache, plan: Plan, *, batch: int, row_length: int, process: int, processes: int
 ) -> Iterator[Batch]:
     """One pass in the plan's order. Empty rows fill the last batch, so every process has the same number of batches."""
-    local = _local_rows(batch, process, processes)
-    for first in range(0, plan.rows, batch):
+    local = local_rows(batch, process, processes)
+    for rows_B in passing(plan.rows, batch):
+        yield assemble(tokens, plan, rows_B[local], row_length)
+
+
+def passing(rows: int, batch: int) -> Iterator[np.ndarray]:
+    """The rows of each global batch of one pass, EMPTY where there are no more."""
+    for first in range(0, rows, batch):
         numbers = np.arange(first, first + batch)
-        yield assemble(tokens, plan, np.where(numbers < plan.rows, numbers, EMPTY)[local], row_length)
+        yield np.where(numbers < rows, numbers, EMPTY)
 
 
-def _local_rows(batch: int, process: int, processes: int) -> slice:
+def local_rows(batch: int, process: int, processes: int) -> slice:
+    """Which rows of a global batch are this process's. Raises ValueError when `processes` does not divide `batch`."""
     if batch % processes:
         raise ValueError(
             f"batch={batch} is not divisible by {processes} processes; use {max(batch // processes, 1) * processes}"

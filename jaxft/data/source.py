@@ -1,15 +1,17 @@
 """What every data set of the registry returns: named splits of rows with random access.
 
-A row is a mapping of plain Python values (str, int, float, bool, None, list, dict); bytes are decoded already.
+A row is a mapping of plain Python values (str, int, float, bool, None, list, dict); bytes are decoded already. Images
+are the name of a file, the bytes of one, or uint8 arrays [rows, columns(, channels)].
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from jaxft.registry import BadRow
+from jaxft.registry import BadRow, UserError
 
 SHOWN = 5  # bad rows quoted in a message
 
@@ -52,6 +54,20 @@ def fingerprint(**facts: Any) -> str:
 def quoted(bad: Sequence[tuple[str, str]]) -> str:
     """The first of (where, reason), a line each, for a message."""
     return "\n".join(f"  {where}: {reason}" for where, reason in bad[:SHOWN])
+
+
+def refuse_bad(counts: Mapping[str, int], bad: Sequence[tuple[str, str]], folder: Path, on_bad: str) -> None:
+    """Raises UserError for rows that cannot be used, unless told to skip them, and for a split without any other.
+
+    `counts` has rows, kept and bad; `bad` the first of (where, reason), which stand in bad_rows.json of `folder`.
+    """
+    if counts["bad"] and on_bad == "stop":
+        raise UserError(
+            f"{counts['bad']:,} of {counts['rows']:,} rows cannot be used:\n{quoted(bad)}\n"
+            f"mend them, or leave them out with --config.input.on_bad=skip (listed in {folder / 'bad_rows.json'})"
+        )
+    if not counts["kept"]:
+        raise UserError(f"none of the {counts['rows']:,} rows can be used:\n{quoted(bad)}\nmend them")
 
 
 def plain(value: Any) -> Any:

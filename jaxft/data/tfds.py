@@ -3,7 +3,7 @@
 import contextlib
 import re
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -89,8 +89,12 @@ def dataset(name: str, builder: Any, expressions: Mapping[str, str]) -> Dataset:
 
 def _split(builder: Any, split: str, expression: str) -> Split:
     known = builder.info.splits
+    library = import_module("tensorflow_datasets")
+    # Images stay the bytes of their files: who only looks at the labels need not decode them.
+    images = {name for name, f in builder.info.features.items() if isinstance(f, library.features.Image)}
+    undecoded = dict.fromkeys(images, library.decode.SkipDecoding())
     try:
-        source = builder.as_data_source(split=expression)
+        source = builder.as_data_source(split=expression, decoders=undecoded)
     except (ValueError, KeyError) as error:
         base = re.split(r"[\[+]", expression)[0]
         raise UserError(
@@ -105,14 +109,14 @@ def _split(builder: Any, split: str, expression: str) -> Split:
     # The metadata hold sizes of the shards: a builder of one's own may change its data under the same version.
     facts = {file: (Path(builder.data_path) / file).read_text() for file in ("dataset_info.json", "features.json")}
     identity = fingerprint(name=builder.info.full_name, split=expression, **facts)
-    return Split(Rows(source), identity, lambda index: f"{builder.info.full_name} {expression}:{index}")
+    return Split(Rows(source, images), identity, lambda index: f"{builder.info.full_name} {expression}:{index}")
 
 
 class Rows(Sequence[dict[str, Any]]):
-    """Rows of a TFDS data source as plain Python values."""
+    """Rows of a TFDS data source as plain Python values; those of the columns `images` as they are."""
 
-    def __init__(self, source: Any):
-        self._source = source
+    def __init__(self, source: Any, images: Collection[str] = ()):
+        self._source, self._images = source, images
 
     def __len__(self) -> int:
         return len(self._source)
@@ -126,7 +130,8 @@ class Rows(Sequence[dict[str, Any]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return plain(self._source[index % len(self)])
+        row = self._source[index % len(self)]
+        return {name: value if name in self._images else plain(value) for name, value in row.items()}
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxft import disk
 from jaxft.data import cache_files
-from jaxft.data.source import Split, fingerprint, quoted
+from jaxft.data.source import Split, fingerprint, refuse_bad
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
 from jaxft.registry import BadRow, UserError
 
@@ -109,13 +109,7 @@ def build(
         _write(split, example, encode, path)
         cache = _load(path, identity)
         assert cache is not None, f"{path} was just written and verified"
-    if cache.counts["bad"] and on_bad == "stop":
-        raise UserError(
-            f"{cache.counts['bad']:,} of {cache.counts['rows']:,} rows cannot be used:\n{quoted(cache.bad)}\n"
-            f"mend them, or leave them out with --config.input.on_bad=skip (listed in {path / 'bad_rows.json'})"
-        )
-    if not cache.counts["kept"]:
-        raise UserError(f"none of the {cache.counts['rows']:,} rows can be used:\n{quoted(cache.bad)}\nmend them")
+    refuse_bad(cache.counts, cache.bad, path, on_bad)
     return cache
 
 

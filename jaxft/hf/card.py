@@ -11,6 +11,22 @@ import jinja2
 from jaxft import __version__
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
+USES = {  # what a task reads -> its name on the hub, the classes that open the folder, and how they are called
+    "text": {
+        "pipeline": "text-classification",
+        "model": "AutoModelForSequenceClassification",
+        "reader": "AutoTokenizer",
+        "name": "tokenizer",
+        "call": 'tokenizer("some text", return_tensors="pt")',
+    },
+    "image": {
+        "pipeline": "image-classification",
+        "model": "AutoModelForImageClassification",
+        "reader": "AutoImageProcessor",
+        "name": "processor",
+        "call": 'processor(Image.open("some.png"), return_tensors="pt")',
+    },
+}
 LIBRARIES = ("jax", "flax", "optax", "tokenizers")
 
 
@@ -25,7 +41,6 @@ def model_card(
     config: Mapping[str, Any],
     measured_in: str,
     dtype: str,
-    architecture: str = "AutoModelForSequenceClassification",
 ) -> str:
     """The model card as Markdown with YAML front matter, in the form that the hub reads (model-index included).
 
@@ -35,6 +50,7 @@ def model_card(
     No licence is stated: that is for whoever publishes the model to decide.
     """
     labels = task.hf_config()["id2label"]
+    use = USES[task.reads]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
@@ -53,7 +69,7 @@ def model_card(
         measured_in=measured_in,
         dtype=dtype,
         settings=[(key, _cell(_public(key, value))) for key, value in _flat(config)],
-        architecture=architecture,
+        use=use,
         libraries={"jaxft": __version__, **{library: metadata.version(library) for library in LIBRARIES}},
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from jaxft import disk
-from jaxft.hf import save, tokenizer
+from jaxft.hf import processor, save, tokenizer
 
 # What stands beside the weights.
 CONFIG, CARD = "config.json", "README.md"
@@ -31,7 +31,7 @@ def write(
     `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
     config = config_of(net, task, dtype)
-    with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES)) as new:
+    with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES, processor.FILE)) as new:
         save.save(new, params, net.table, dtype=dtype, shapes=net.stored)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)

@@ -6,7 +6,7 @@ beside(config, cfg, folder, hf_folder)          writes what stands beside the we
 
 and for the verbs that label rows:
 
-Reader(folder, length)   what a hub folder says of its inputs; rows to batches
+Reader(folder, length)   what a hub folder says of its inputs; examples to batches
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from jaxft.registry import UserError, lookup
 
 INPUTS = {
     "text": "jaxft.inputs.text",
+    "image": "jaxft.inputs.image",
 }
 
 

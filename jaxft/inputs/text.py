@@ -69,6 +69,8 @@ class TextInputs(Inputs):
 
 
 def placeholders(config: Config) -> dict[str, Any]:
+    if config.tokenizer is None:
+        raise UserError("tokenizer=None, but the task reads text; give it a section: dict(vocab=8192, lowercase=True)")
     return {"vocab": config.tokenizer.vocab, "pad_id": 0}
 
 
@@ -82,6 +84,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
     task, dataset = read(config, hf_folder, say)
     if hf_folder is None and not folder.exists():
+        assert config.tokenizer, "placeholders has looked"
         say(f"training a WordPiece tokenizer of {config.tokenizer.vocab} entries")
         tokenizer.train_wordpiece(
             _texts(task, dataset.splits["train"]),
@@ -137,6 +140,8 @@ def _texts(task: Any, split: Any) -> Iterator[str]:
 
 class Reader:
     """The tokenizer of a hub folder. `length`: the most tokens to read (0: as trained)."""
+
+    most = 4096  # examples to hold at once: enough for the packing to fill rows, little to hold
 
     def __init__(self, folder: Path, length: int):
         self._folder, self._wanted = folder, length

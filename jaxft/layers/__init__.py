@@ -8,6 +8,7 @@ The letters of dimensions, used in variable names, einsums, parameter axes, hub 
     Q query heads that share one of G
     P pooled width C classes or outputs    N layers         R rank
     E experts      X experts of a token    J pairs of a token and one of its experts, in a row
+    Y rows         W columns               I channels of an image (in parameters: of a patch)
 
 Activations carry the compute dtype: an embedding casts once, every later layer follows its input. Parameters stay in
 their own dtype; norms, softmax and losses compute in float32.

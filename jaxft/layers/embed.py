@@ -1,4 +1,4 @@
-"""Tables looked up by id, and what a network begins with: words alone, or the sum of three that a BERT has."""
+"""What a network begins with: words alone, the sum of three that a BERT has, or the patches of an image."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,3 +111,40 @@ class TextEmbed(nnx.Module):
         if self.norm is not None:
             x_BLD = self.norm(x_BLD)
         return dropout(x_BLD, self.drop, key)
+
+
+class PatchEmbed(nnx.Module):
+    """An image cut into square patches, each of them projected; before them a learned token; learned positions.
+
+    A convolution whose stride is its own size is this one product (Dosovitskiy et al. 2020, eq. 1).
+    """
+
+    def __init__(self, *, patch: int, channels: int, positions: int, d_model: int, dropout: float, init: Init):
+        self.drop = dropout
+        self.first = parameter((1, 1, d_model), ("B", "L", "D"), init)
+        self.position = parameter((1, positions, d_model), ("B", "T", "D"), init)
+        self.patch = PatchDense(patch, channels, d_model, init)
+
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
+        """pixels [B, rows, columns, channels] -> [B, L, D] in `dtype`, the patches row by row."""
+        x_BLD = self.patch(batch["pixels"].astype(dtype))
+        first_BLD = jnp.broadcast_to(self.first[...].astype(dtype), (x_BLD.shape[0], 1, x_BLD.shape[2]))
+        x_BLD = jnp.concatenate([first_BLD, x_BLD], axis=1) + self.position[...].astype(dtype)
+        return dropout(constrain(x_BLD, "BLD"), self.drop, key)
+
+
+class PatchDense(nnx.Module):
+    """The product of each patch with a kernel [rows, columns, channels, D]."""
+
+    def __init__(self, patch: int, channels: int, d_model: int, init: Init):
+        self.kernel = parameter((patch, patch, channels, d_model), ("Y", "W", "I", "D"), init)
+        self.bias = parameter((d_model,), ("D",), zeros)
+
+    def __call__(self, pixels_BYWI: jax.Array) -> jax.Array:
+        """[B, rows, columns, channels] -> [B, patches, D]."""
+        kernel_YWID = self.kernel[...].astype(pixels_BYWI.dtype)
+        size, _, channels, d_model = kernel_YWID.shape
+        B, rows, columns, _ = pixels_BYWI.shape
+        cut = pixels_BYWI.reshape(B, rows // size, size, columns // size, size, channels).swapaxes(2, 3)
+        flat = cut.reshape(B, -1, size * size * channels)
+        return affine(flat, kernel_YWID.reshape(-1, d_model), self.bias[...].astype(flat.dtype))

@@ -2,6 +2,7 @@
 
 Config, Model, TINY                       the network (its vocab, positions, types and pad_id are asked for by others)
                                           and a Config that a test runs in a second
+KIND                                      encoder, decoder or encdec of text; vision: an encoder of images
 VARIANTS                                  name -> Config, one for each way of computing that TINY does not take; seen
                                           with the head that the name begins with, else with the first of HF_HEADS
 HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here"): hf/layout.py
@@ -32,6 +33,7 @@ MODELS = {
     "qwen3": "jaxft.models.qwen3",
     "roberta": "jaxft.models.roberta",
     "t5": "jaxft.models.t5",
+    "vit": "jaxft.models.vit",
     "xlm-roberta": "jaxft.models.xlm_roberta",
 }
 

@@ -7,10 +7,11 @@ classes found in the data; from then on it turns rows into examples, logits into
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jaxft.registry import UserError, lookup
+from jaxft.registry import UserError, check_options, lookup
 
 TASKS = {
     "cls": "jaxft.tasks.cls:Cls",
+    "image_cls": "jaxft.tasks.image_cls:ImageCls",
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",
@@ -18,31 +19,45 @@ TASKS = {
 
 
 class Example(NamedTuple):
-    """A row as the token cache wants it."""
+    """A row of text as the token cache wants it."""
 
     text: str
     pair: str | None  # the second text of a sentence pair
     label: int | float | list[float] | None  # None: unlabelled
 
 
-_PROBLEMS = {  # config.json's problem_type -> task
-    "single_label_classification": "cls",
-    "multi_label_classification": "multilabel",
-    "regression": "regression",
+class Picture(NamedTuple):
+    """A row with an image as the image cache wants it."""
+
+    image: Any  # the name of a file, its bytes, or uint8 [rows, columns(, channels)]
+    label: int | None
+
+
+_PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
+    "text": {
+        "single_label_classification": "cls",
+        "multi_label_classification": "multilabel",
+        "regression": "regression",
+    },
+    "image": {"single_label_classification": "image_cls"},
 }
 
 
-def task_from_hf(config: Mapping[str, Any], **options: Any) -> Any:
+def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: Any) -> Any:
     """The task of a Hugging Face folder's config.json, its classes filled in.
 
-    `options` are those of the task: the columns (text, pair, label), and what config.json has no field for.
+    `reads` is what its model reads. `options` are those of the task: columns that have other names than
+    the task's own, and what config.json has no field for.
     As in transformers, a config without problem_type regresses with one output and classifies with more. Raises
     UserError for a config that names no classes.
     """
     if not isinstance(config.get("id2label"), Mapping) or not config["id2label"]:
         raise UserError("config.json has no id2label: this is not a fine-tuned classifier or regressor")
     guess = "regression" if len(config["id2label"]) == 1 else "single_label_classification"
-    problem = config.get("problem_type") or guess
-    if problem not in _PROBLEMS:
-        raise UserError(f"config.json: problem_type={problem!r} is not known; known: {', '.join(_PROBLEMS)}")
-    return lookup(TASKS, _PROBLEMS[problem], "task.name").from_hf(config, **options)
+    problem, known = config.get("problem_type") or guess, _PROBLEMS[reads]
+    if problem not in known:
+        raise UserError(f"config.json: problem_type={problem!r} is not known; known: {', '.join(known)}")
+    task = lookup(TASKS, known[problem], "task.name")
+    options = task.columns | options
+    check_options(task.from_hf, options, "task", ("config",))
+    return task.from_hf(config, **options)

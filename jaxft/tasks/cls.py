@@ -1,104 +1,31 @@
 """Classification: one of C classes for a text or a pair of texts."""
 
-import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from jaxft.layers.loss import softmax_cross_entropy
-from jaxft.metrics.meters import ClassMeter, softmax
-from jaxft.registry import UserError
 from jaxft.tasks import Example, labels
-from jaxft.tasks.text import Row, Splits, TextTask, cell, find_classes
+from jaxft.tasks.one_class import OneClass
+from jaxft.tasks.text import Row, Splits, TextTask, cell
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cls(TextTask):
-    """smoothing: share of the target spread over all classes. classes: () = those of the train split, in order.
-
-    Labels may be text, whole numbers or bools; those of the source's named classes may be indices.
-    """
-
-    smoothing: float
-    classes: tuple[str, ...] = ()
-
-    metrics: ClassVar[tuple[str, ...]] = (
-        "accuracy",
-        "balanced_accuracy",
-        "macro_f1",
-        "weighted_f1",
-        "f1",
-        "mcc",
-        "ece",
-        "loss",
-    )
+class Cls(OneClass, TextTask):
+    """The options of texts (text.py) and of classes (one_class.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
-        labels.check_distinct(self.classes, "task.classes")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"task.smoothing={self.smoothing} must be at least 0 and below 1; 0.1 is common")
-        if self.classes and self.metric == "f1" and len(self.classes) != 2:
-            raise UserError(f"task.metric='f1' needs two classes, and there are {len(self.classes)}; take macro_f1")
+        self.check_options()
 
     def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task with its classes: those of the config, else of the source, else of the train split.
-
-        Raises UserError for a missing column, an empty split, fewer than two classes, and a label that an evaluation
-        split has and the train split has not.
-        """
+        """With the classes of the data. Raises UserError for a missing column, an empty split and a strange label."""
         self.check_columns(splits)
-        names = labels.Names(self.classes or label_names.get(self.label, ()))
-
-        def read(row: Row) -> list[str]:
-            return [names.name(cell(row, self.label))]
-
-        classes, seen = find_classes(splits, names, read)
-        if seen < 2:
-            raise UserError(f"task.label={self.label!r}: the train split has a single class; two are the least")
-        return dataclasses.replace(self, classes=classes)
-
-    @functools.cached_property
-    def _names(self) -> labels.Names:
-        return labels.Names(self.classes)
+        return self.with_classes(splits, label_names)
 
     def example(self, row: Row, labelled: bool = True) -> Example:
         """Raises BadRow for a text or label that cannot be used."""
         text, pair = self.texts(row)
         return Example(text, pair, self._names.id(cell(row, self.label)) if labelled else None)
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
-    def loss(self, logits_BSC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums and weights: cross-entropy, and accuracy for the training display."""
-        labels_BS, weights_BS = batch["label"], batch["weight"]
-        loss, weight = softmax_cross_entropy(logits_BSC, labels_BS, weights_BS, self.smoothing)
-        hits = (jnp.argmax(logits_BSC, axis=-1) == labels_BS) * weights_BS.astype(jnp.float32)
-        return {"loss": (loss, weight), "accuracy": (hits.sum(), weight)}
-
-    def meter(self) -> ClassMeter:
-        return ClassMeter(self.classes)
-
-    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
-        """logits [n, C] -> [{label, probabilities: {class: p}}]."""
-        return [
-            {
-                "label": self.classes[int(np.argmax(p_C))],
-                "probabilities": dict(zip(self.classes, p_C.tolist(), strict=True)),
-            }
-            for p_C in softmax(logits)
-        ]
-
-    def hf_config(self) -> dict[str, Any]:
-        return labels.to_hf(self.classes, "single_label_classification")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, text: str, pair: str, label: str, smoothing: float = 0.0) -> Self:

@@ -23,16 +23,12 @@ class TextTask:
     metric: str  # "" = the task's own
 
     reads: ClassVar[str] = "text"
+    columns: ClassVar[dict[str, str]] = {"text": "text", "pair": "", "label": "label"}  # where nothing else is said
     head: ClassVar[str] = "sequence"  # one logit vector per segment of a packed row
     metrics: ClassVar[tuple[str, ...]]  # what may be chosen as `metric`; the first is the task's own
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", self.metric or self.metrics[0])
-        if self.metric not in self.metrics:
-            known = ", ".join(self.metrics)
-            raise UserError(
-                f"task.metric={self.metric!r} is not known here; known: {known}{nearest(self.metric, self.metrics)}"
-            )
+        settle_metric(self)
         if not self.text:
             raise UserError("task.text='' must name the column that holds the text")
 
@@ -61,16 +57,31 @@ class TextTask:
         """
         wanted = [("text", self.text)] + [("pair", self.pair)] * bool(self.pair)
         wanted += [("label", column) for column in self.label_columns] * labelled
-        for name, split in splits.items():
-            if not len(split.rows):
-                raise UserError(f"the {name} split is empty; check data.{name}, or leave it out")
-            known = _columns(split)
-            for which, column in wanted:
-                if known and column not in known:
-                    raise UserError(
-                        f"{option}{which}={column!r}: the {name} split has no such column; "
-                        f"columns: {', '.join(known)}{nearest(column, known)}"
-                    )
+        require_columns(splits, wanted, option)
+
+
+def settle_metric(task: Any) -> None:
+    """Fills in a task's own metric for "". Raises UserError for one that it does not have."""
+    object.__setattr__(task, "metric", task.metric or task.metrics[0])
+    if task.metric not in task.metrics:
+        known = ", ".join(task.metrics)
+        raise UserError(
+            f"task.metric={task.metric!r} is not known here; known: {known}{nearest(task.metric, task.metrics)}"
+        )
+
+
+def require_columns(splits: Splits, wanted: Iterable[tuple[str, str]], option: str) -> None:
+    """Raises UserError for an empty split, and for a (option, column) whose column its first rows do not have."""
+    for name, split in splits.items():
+        if not len(split.rows):
+            raise UserError(f"the {name} split is empty; check data.{name}, or leave it out")
+        known = _columns(split)
+        for which, column in wanted:
+            if known and column not in known:
+                raise UserError(
+                    f"{option}{which}={column!r}: the {name} split has no such column; "
+                    f"columns: {', '.join(known)}{nearest(column, known)}"
+                )
 
 
 def cell(row: Row, column: str) -> Any:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from jaxft.data.tfds import tfds
 from jaxft.registry import BadRow, UserError
@@ -84,3 +85,22 @@ def test_neither_tensorflow_nor_jax_is_imported():
         "assert not {'tensorflow', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_images_stay_the_bytes_of_their_files(tmp_path, monkeypatch):
+    """So that labels are read without decoding; a data_dir with a small cifar10, made as that of glue is."""
+    from jaxft.data.images import Processor
+    from jaxft.data.tfds import library_with_text
+
+    builder = library_with_text().builder("cifar10", data_dir=tmp_path, file_format="array_record")
+    shades = [Image.new("RGB", (32, 32), (shade, 0, 0)) for shade in range(20)]
+    rows = [(str(i), {"id": str(i), "image": image, "label": i % 10}) for i, image in enumerate(shades)]
+    monkeypatch.setattr(type(builder), "_split_generators", lambda self, dl: {"train": rows})
+    monkeypatch.setattr(type(builder), "url_infos", {})
+    builder.download_and_prepare()
+    monkeypatch.undo()
+    data = load(str(tmp_path), "cifar10", train="train[:80%]", validation="train[80%:]")
+    read = Processor(side=32, channels=3, resample=None, factor=1.0, mean=(), std=()).pixels
+    for row in data.splits["train"].rows:
+        assert row["image"].startswith(b"\x89PNG") and row["label"] == int(row["id"]) % 10
+        assert (read(row["image"]) == [int(row["id"]), 0, 0]).all()

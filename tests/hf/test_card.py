@@ -7,7 +7,8 @@ from huggingface_hub import ModelCard
 
 from jaxft.hf.card import dataset_name, model_card
 
-TASK = SimpleNamespace(hf_config=lambda: {"id2label": {"0": "no", "1": "yes | maybe", "10": "ten", "2": "two"}})
+LABELS = {"id2label": {"0": "no", "1": "yes | maybe", "10": "ten", "2": "two"}}
+TASK = SimpleNamespace(reads="text", hf_config=lambda: LABELS)
 
 
 def card(**changes):
@@ -79,3 +80,7 @@ def test_rounded_weights_do_not_claim_the_scores_of_exact_ones(dtype, exact):
 
 def test_the_loading_line_names_the_class():
     assert "AutoModelForSequenceClassification.from_pretrained" in card()
+    images = card(task=SimpleNamespace(reads="image", hf_config=lambda: LABELS))
+    assert "AutoModelForImageClassification.from_pretrained" in images
+    assert "processor = AutoImageProcessor.from_pretrained" in images and "from PIL import Image\nfrom tr" in images
+    assert ModelCard(images).data.pipeline_tag == "image-classification"
