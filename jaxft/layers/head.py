@@ -52,21 +52,6 @@ class EosHead(SequenceHead):
         return jnp.maximum(jnp.where(inside_BSL, place_BL[:, None, :], -1).max(-1), 0) % L
 
 
-class FirstHead(nnx.Module):
-    """classifier(x) over the first token of each segment, which of an image stands for the whole."""
-
-    def __init__(self, d_model: int, outputs: int, *, init: Init):
-        self.classifier = Dense(d_model, outputs, ("D", "C"), init)
-
-    @staticmethod
-    def reads(batch: Batch) -> jax.Array | None:
-        return batch["first"]
-
-    def __call__(self, x_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, S, D] -> logits_BSC."""
-        return self.classifier(x_BSD).astype(jnp.float32)
-
-
 class LastHead(nnx.Module):
     """classifier(x) over the last token of each segment, which of a decoder is the one that has seen all others."""
 
@@ -111,6 +96,14 @@ class TokenHead(nnx.Module):
         return self.classifier(dropout(x_BLD, self.drop, key)).astype(jnp.float32)
 
 
+class FirstHead(TokenHead):
+    """The same over the first token of each segment, which of an image stands for the whole."""
+
+    @staticmethod
+    def reads(batch: Batch) -> jax.Array | None:
+        return batch["first"]
+
+
 class FixedBias(nnx.Module):
     """Numbers that a checkpoint adds to the logits, [1, 1, V]: saved again, and not trained."""
 
@@ -119,14 +112,6 @@ class FixedBias(nnx.Module):
 
     def __call__(self) -> jax.Array:
         return jax.lax.stop_gradient(self.bias[...].astype(jnp.float32))[None]
-
-
-class FirstHead(TokenHead):
-    """The same over the first token of each segment."""
-
-    @staticmethod
-    def reads(batch: Batch) -> jax.Array | None:
-        return batch["first"]
 
 
 def segment_mean(x_BLD: jax.Array, batch: Batch) -> jax.Array:

@@ -83,7 +83,7 @@ class Model(Trunk):
         super().__init__(
             embed,
             block,
-            FirstHead(cfg.d_model, outputs, init=init),
+            FirstHead(cfg.d_model, outputs, drop=0.0, init=init),
             how,
             [Reach()] * cfg.layers,
             LayerNorm(cfg.d_model, cfg.eps),
