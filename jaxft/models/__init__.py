@@ -7,6 +7,7 @@ VARIANTS                                  name -> Config, one for each way of co
                                           with the head that the name begins with, else with the first of HF_HEADS
 HF, HF_HEADS                              parameter path -> (hub tensor name, "axes on disk -> axes here"): hf/layout.py
 HF_PREFIX, HF_IGNORE, HF_OTHER, HF_LEGACY what a checkpoint of this family may also look like
+HF_FIXED                                  fields of config.json that change numbers, each with the one value implemented
 HF_TIED                                   head -> {tensor that may be there as a copy: the one it is a copy of}
 HF_LENT                                   the same of tensors of their own that, where they are not there, begin as
                                           a copy; only where a family has some
@@ -50,7 +51,7 @@ ABSENT = {
 HARMLESS = frozenset({
     "_attn_implementation", "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures",
     "bos_token_id", "chunk_size_feed_forward", "decoder_start_token_id", "directionality", "dtype", "eos_token_id",
-    "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "cls_token_id", "is_composition",
+    "finetuning_task", "gradient_checkpointing", "id2label", "label2id", "cls_token_id", "is_composition", "is_decoder",
     "mask_token_id", "model_type", "num_labels", "output_attentions", "output_hidden_states", "output_past",
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
     "prefix", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "tokenizer_class",

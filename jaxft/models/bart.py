@@ -76,12 +76,12 @@ HF_ARCHITECTURES = {
 }
 
 _FIELDS = {**bart_like.FIELDS, "classifier_dropout": "classifier_dropout"}
-_FIXED = {**bart_like.FIXED, "normalize_embedding": True, "static_position_embeddings": False}
+HF_FIXED = {**bart_like.FIXED, "normalize_embedding": True, "static_position_embeddings": False}
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**bart_like.read(hf, _FIELDS, _FIXED))
+    return Config(**bart_like.read(hf, _FIELDS, HF_FIXED))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -91,9 +91,12 @@ HF_TIED = {
 HF_ARCHITECTURES = bert_like.architectures("Bert")
 
 
+HF_FIXED = bert_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**read_fields(hf, bert_like.FIELDS, bert_like.FIXED))
+    return Config(**read_fields(hf, bert_like.FIELDS, HF_FIXED))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -112,13 +112,13 @@ _FIELDS = {  # hub field -> ours
     "tie_word_embeddings": "tied",
     "pad_token_id": "pad_id",
 }
-_FIXED = {"pruned_heads": {}, "quantization_config": None}
+HF_FIXED = {"pruned_heads": {}, "quantization_config": None}
 _HARMLESS = ("sinusoidal_pos_embds", "tie_weights_")  # how a table is first filled; a flag that nobody reads
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**read_fields(hf, _FIELDS, _FIXED, harmless=_HARMLESS))
+    return Config(**read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -116,9 +116,12 @@ _FIELDS = {**bert_like.FIELDS, "embedding_size": "d_embed"}
 _HARMLESS = ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
 
 
+HF_FIXED = bert_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**read_fields(hf, _FIELDS, bert_like.FIXED, harmless=_HARMLESS))
+    return Config(**read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -69,12 +69,12 @@ HF_HEADS = {head: rows for head, rows in llama_like.heads(HF).items() if head !=
 HF_ARCHITECTURES = {head: name for head, name in llama_like.architectures("Gemma2").items() if head in HF_HEADS}
 
 _FIELDS = {**gemma_like.FIELDS, "attn_logit_softcapping": "attention_softcap"}
-_FIXED = {**gemma_like.FIXED, "use_bidirectional_attention": None}  # read only by kernels that cannot cap scores
+HF_FIXED = {**gemma_like.FIXED, "use_bidirectional_attention": None}  # read only by kernels that cannot cap scores
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**gemma_like.read(hf, _FIELDS, _FIXED, harmless=ROPE_FIELDS), rope=read_rope(hf))
+    return Config(**gemma_like.read(hf, _FIELDS, HF_FIXED, harmless=ROPE_FIELDS), rope=read_rope(hf))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -88,7 +88,10 @@ HF = gemma_like.table(head_norms=True)
 HF_HEADS = {head: rows for head, rows in llama_like.heads(HF).items() if head in ("causal_lm", "sequence")}
 HF_ARCHITECTURES = {"causal_lm": "Gemma3ForCausalLM", "sequence": "Gemma3TextForSequenceClassification"}
 
-_FIXED = {**gemma_like.FIXED, "attn_logit_softcapping": None}  # transformers has it among the fields, and caps nothing
+HF_FIXED = {
+    **gemma_like.FIXED,
+    "attn_logit_softcapping": None,
+}  # transformers has it among the fields, and caps nothing
 _PATTERN = "sliding_window_pattern"  # of files older than layer_types: every so manyth layer sees all
 _ROPE = ("rope_parameters", "rope_theta", "rope_scaling", "rope_local_base_freq")
 _HARMLESS = (_PATTERN, "_" + _PATTERN, *_ROPE, "use_bidirectional_attention")
@@ -96,7 +99,7 @@ _HARMLESS = (_PATTERN, "_" + _PATTERN, *_ROPE, "use_bidirectional_attention")
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    given = gemma_like.read(hf, gemma_like.FIELDS, _FIXED, harmless=_HARMLESS)
+    given = gemma_like.read(hf, gemma_like.FIELDS, HF_FIXED, harmless=_HARMLESS)
     if _PATTERN in hf and "pattern" not in given:
         given["pattern"] = (*[SLIDING] * (hf[_PATTERN] - 1), FULL)
     return Config(**given, **_read_ropes(hf), bidirectional=bool(hf.get("use_bidirectional_attention")))

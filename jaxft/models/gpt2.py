@@ -155,7 +155,7 @@ _FIELDS = {  # hub field -> ours
     "pad_token_id": "pad_id",
 }
 # Fields that change numbers and that only one value is implemented for.
-_FIXED = {
+HF_FIXED = {
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
@@ -175,7 +175,7 @@ _HARMLESS = (
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    given = read_fields(hf, _FIELDS, _FIXED, harmless=_HARMLESS)
+    given = read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS)
     given["d_ff"] = given.get("d_ff") or 0  # null: as where the file leaves it out
     return Config(**given)
 

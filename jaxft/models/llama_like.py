@@ -208,7 +208,6 @@ FIELDS = {  # hub field -> ours
     "pad_token_id": "pad_id",
 }
 FIXED: dict[str, Any] = {  # fields that change numbers and that only one value is implemented for
-    "is_decoder": True,
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},

@@ -69,7 +69,7 @@ HF_IGNORE = (r"model\.(encoder|decoder)\.embed_positions\.weight",)
 HF_TIED = {"seq2seq_lm": bart_like.SEQ2SEQ_COPIES}
 HF_ARCHITECTURES = {"seq2seq_lm": "MarianMTModel"}
 
-_FIXED = {
+HF_FIXED = {
     **bart_like.FIXED,
     "normalize_embedding": False,
     "static_position_embeddings": True,
@@ -80,7 +80,7 @@ _FIXED = {
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
     fields = {name: value for name, value in hf.items() if name not in ("decoder_vocab_size", "classifier_dropout")}
-    cfg = Config(**bart_like.read(fields, bart_like.FIELDS, _FIXED))
+    cfg = Config(**bart_like.read(fields, bart_like.FIELDS, HF_FIXED))
     target = hf.get("decoder_vocab_size")
     if target not in (None, cfg.vocab):
         raise UserError(f"config.json: decoder_vocab_size={target} beside vocab_size={cfg.vocab} is not supported")

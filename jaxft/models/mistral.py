@@ -64,6 +64,9 @@ HF_ARCHITECTURES = llama_like.architectures("Mistral")
 _FIELDS = {**llama_like.FIELDS, "sliding_window": "window"}
 
 
+HF_FIXED = llama_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
     return Config(**llama_like.config_fields(hf, _FIELDS))

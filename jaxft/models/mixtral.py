@@ -73,12 +73,12 @@ _FIELDS = {
     "num_local_experts": "experts",
     "sliding_window": "window",
 }
-_FIXED = {**llama_like.FIXED, "router_jitter_noise": 0.0}
+HF_FIXED = {**llama_like.FIXED, "router_jitter_noise": 0.0}
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**llama_like.config_fields({"rope_theta": 1e6, **hf}, _FIELDS, _FIXED))
+    return Config(**llama_like.config_fields({"rope_theta": 1e6, **hf}, _FIELDS, HF_FIXED))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

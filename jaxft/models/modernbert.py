@@ -217,7 +217,7 @@ _FIELDS = {  # hub field -> ours
     "pad_token_id": "pad_id",
 }
 # Fields that change numbers and that only one value is implemented for.
-_FIXED = {"mlp_dropout": 0.0, "rope_scaling": None, "quantization_config": None}
+HF_FIXED = {"mlp_dropout": 0.0, "rope_scaling": None, "quantization_config": None}
 # How numbers are drawn, which of them a loss asks for, how they are computed, and what the first files had from BERT.
 _HARMLESS = (
     "deterministic_flash_attn",
@@ -236,7 +236,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
 
     Transformers 5 says as layer_types and rope_parameters what 4 does as global_attn_every_n_layers and two thetas.
     """
-    given = read_fields(hf, _FIELDS, _FIXED, harmless=(*_HARMLESS, "layer_types", "rope_parameters"))
+    given = read_fields(hf, _FIELDS, HF_FIXED, harmless=(*_HARMLESS, "layer_types", "rope_parameters"))
     types = hf.get("layer_types")
     if types is not None:
         layers = given.get("layers", Config.layers)

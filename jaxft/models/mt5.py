@@ -8,6 +8,7 @@ from typing import Any
 from jaxft.models import t5
 from jaxft.models.t5 import (
     HF,
+    HF_FIXED,
     HF_HEADS,
     HF_IGNORE,
     HF_LEGACY,
@@ -22,7 +23,7 @@ from jaxft.models.t5 import (
     read_sizes,
 )
 
-__all__ = ["HF", "HF_HEADS", "HF_IGNORE", "HF_LEGACY", "HF_LENT", "HF_OTHER", "HF_PREFIX", "HF_TIED"]
+__all__ = ["HF", "HF_FIXED", "HF_HEADS", "HF_IGNORE", "HF_LEGACY", "HF_LENT", "HF_OTHER", "HF_PREFIX", "HF_TIED"]
 __all__ += ["KIND", "Model", "flops_per_token"]
 
 MODEL_TYPE = "mt5"

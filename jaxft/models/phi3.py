@@ -101,7 +101,7 @@ HF_ARCHITECTURES = llama_like.architectures("Phi3", HF_HEADS)
 
 _FIELDS = {**llama_like.FIELDS, "resid_pdrop": "dropout", "sliding_window": "window"}
 # What files of the hub beside transformers' fields say, always alike.
-_FIXED = {
+HF_FIXED = {
     **llama_like.FIXED,
     "attention_bias": False,
     "mlp_bias": False,
@@ -115,7 +115,7 @@ _HARMLESS = ("embd_pdrop", "auto_map")
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**llama_like.config_fields(_today(hf), _FIELDS, _FIXED, harmless=_HARMLESS))
+    return Config(**llama_like.config_fields(_today(hf), _FIELDS, HF_FIXED, harmless=_HARMLESS))
 
 
 def _today(hf: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,9 @@ WINDOWS: dict[str, Any] = {
 }
 
 
+HF_FIXED = llama_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
     given = llama_like.config_fields(hf, harmless=WINDOWS)

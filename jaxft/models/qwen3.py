@@ -89,6 +89,9 @@ HF_ARCHITECTURES = llama_like.architectures("Qwen3")
 _FIELDS = {**llama_like.FIELDS, "attention_bias": "attention_bias"}
 
 
+HF_FIXED = llama_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
     given = llama_like.config_fields(hf, _FIELDS, harmless=WINDOWS)

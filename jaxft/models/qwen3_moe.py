@@ -104,7 +104,7 @@ _FIELDS = {
     "sliding_window": "window",
 }
 # Dense layers between those of experts are not implemented; no model that Qwen released has any.
-_FIXED = {**llama_like.FIXED, "mlp_only_layers": [], "decoder_sparse_step": 1}
+HF_FIXED = {**llama_like.FIXED, "mlp_only_layers": [], "decoder_sparse_step": 1}
 _HARMLESS = ("intermediate_size", "max_window_layers", "use_sliding_window")  # the first is that of dense layers
 
 
@@ -117,7 +117,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
         fields["sliding_window"] = None
     elif "sliding_window" not in fields:
         fields["sliding_window"] = 4096
-    return Config(**llama_like.config_fields(fields, _FIELDS, _FIXED, harmless=_HARMLESS))
+    return Config(**llama_like.config_fields(fields, _FIELDS, HF_FIXED, harmless=_HARMLESS))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

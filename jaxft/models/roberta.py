@@ -95,9 +95,12 @@ HF_TIED = {
 HF_ARCHITECTURES = bert_like.architectures("Roberta")
 
 
+HF_FIXED = bert_like.FIXED
+
+
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    given = read_fields(hf, bert_like.FIELDS, bert_like.FIXED)
+    given = read_fields(hf, bert_like.FIELDS, HF_FIXED)
     if "positions" in given:
         given["positions"] -= given.get("pad_id", Config.pad_id) + 1
     return Config(**given)

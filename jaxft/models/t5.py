@@ -270,14 +270,14 @@ _FIELDS = {  # hub field -> ours
     "eos_token_id": "eos_id",
     "pad_token_id": "pad_id",
 }
-_FIXED = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
+HF_FIXED = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "quantization_config": None}
 # `is_encoder_decoder` follows from the head; the others are read below.
 _HARMLESS = ("is_encoder_decoder", "is_gated_act", "dense_act_fn", "scale_decoder_outputs", "tie_word_embeddings")
 
 
 def read_sizes(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `Sizes`. Raises UserError for every field that nobody reads, and one that contradicts another."""
-    given = read_fields(hf, _FIELDS, _FIXED, harmless=_HARMLESS)
+    given = read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS)
     given = {ours: value for ours, value in given.items() if value is not None}
     sizes = Sizes(**given)
     for name, follows in (("is_gated_act", sizes.gated), ("dense_act_fn", sizes.act)):

@@ -137,14 +137,14 @@ _FIELDS = {  # hub field -> ours
     "layer_norm_eps": "eps",
     "initializer_range": "init_std",
 }
-_FIXED = {"pruned_heads": {}, "quantization_config": None, "is_encoder_decoder": False}
+HF_FIXED = {"pruned_heads": {}, "quantization_config": None, "is_encoder_decoder": False}
 # Of the pooler and of the decoder for masked images, which are not built, and of a vocabulary.
 _HARMLESS = ("pooler_output_size", "pooler_act", "encoder_stride", "tie_word_embeddings")
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    values = read_fields(hf, _FIELDS, _FIXED, harmless=_HARMLESS)
+    values = read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS)
     for name in ("image_size", "patch_size"):
         if name in values:
             values[name] = _side(name, values[name])
