@@ -19,6 +19,7 @@ from jaxft.config import Model as ModelSection
 from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
 from jaxft.hf.layout import rows
+from jaxft.layers.kernels import choice
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Losses
@@ -45,7 +46,7 @@ class Network:
     inits: dict[str, Init]
     mesh: Mesh
     activations: sharding.Rules
-    float32: bool  # the compute dtype
+    how: Execution
     unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
 
     def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
@@ -57,8 +58,8 @@ class Network:
     ) -> tuple[jax.Array, Losses]:
         """The same, and what the network adds to the loss of its task: name -> (sum, weight)."""
         # GPUs and TPUs multiply float32 in fewer bits unless told otherwise; who asks for float32 gets it.
-        precision = jax.default_matmul_precision("float32" if self.float32 else None)
-        with precision, sharding.activations(self.mesh, self.activations):
+        precision = jax.default_matmul_precision("float32" if self.how.dtype == jnp.float32 else None)
+        with precision, sharding.activations(self.mesh, self.activations), choice.wished(self.how.attention):
             logits, losses = nnx.merge(self.structure, params)(batch, key)
         return logits[..., : self.cfg.vocab] if self.head.endswith(OVER_VOCAB) else logits, losses
 
@@ -100,9 +101,11 @@ def network(
     family: Any, cfg: Any, *, head: str, outputs: int, model: ModelSection, rules: ShardingSection, mesh: Mesh
 ) -> Network:
     """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`. Allocates nothing."""
-    platform = mesh.devices.flat[0].platform
-    dtype = ("float32" if platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
-    how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat)
+    machine = choice.Machine.of(mesh.devices.flat[0])
+    dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
+    if reason := choice.needs(model.attention, machine, dtype):
+        raise UserError(f'model.attention="{model.attention}" {reason}; use "auto"')
+    how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat, attention=model.attention)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
     structure, state = nnx.split(family.Model(filled, head, outputs, how))
     declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
@@ -128,7 +131,7 @@ def network(
         inits=inits,
         mesh=mesh,
         activations=rules.activations,
-        float32=dtype == "float32",
+        how=how,
         unsharded=tuple(unsharded),
     )
 

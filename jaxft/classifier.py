@@ -34,6 +34,7 @@ class Classifier:
             param_dtype="float32",
             scan=False,
             remat="none",
+            attention="auto",
             reset_head=False,
         )
         family = build.family_of(section, hf)

@@ -43,12 +43,14 @@ class Model:
     param_dtype: str  # of parameters and optimizer state
     scan: bool  # run equal blocks by lax.scan: compiles faster, runs slower
     remat: str  # "none", "dots" or "full": what the backward pass recomputes
+    attention: str  # "auto", or who computes it: "dense", "chunked", "cudnn" or "splash" (layers/kernels/choice.py)
     reset_head: bool  # draw a new head although the checkpoint has one
 
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _one_of("model.param_dtype", self.param_dtype, ("float32", "bfloat16"))
         _one_of("model.remat", self.remat, ("none", "dots", "full"))
+        _one_of("model.attention", self.attention, ("auto", "dense", "chunked", "cudnn", "splash"))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def test_a_percentage_without_a_whole_and_nonsense_are_refused():
         ("train", "ema", 1.0, "train.ema=1.0 must be at least 0 and below 1"),
         ("input", "on_bad", "ignore", "input.on_bad='ignore' must be one of: stop, skip"),
         ("model", "dtype", "float23", 'did you mean "float32"'),
+        ("model", "attention", "splsh", 'did you mean "splash"'),
         ("evaluate", "every", "often", "evaluate.every='often' is not a duration"),
         ("schedule", "warmup", "x", "schedule.warmup='x' is not a duration"),
     ],

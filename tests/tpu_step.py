@@ -1,6 +1,8 @@
-"""Compiles BERT-base's train step of configs/bert_cls.py:sst2 for eight TPU chips, and prints what the compiler says.
+"""Compiles a train step for eight TPU chips, and prints what the compiler says.
 
-python -m tests.tpu_step '{"fsdp": 4, "tensor": 2}'    -> JSON: bytes a chip, dtypes of the matrix products, collectives
+python -m tests.tpu_step bert '{"fsdp": 4, "tensor": 2}'     BERT-base, configs/bert_cls.py:sst2
+python -m tests.tpu_step llama '{"fsdp": 4, "tensor": 2}'    a small Llama on rows of 2,048 tokens
+-> JSON: bytes a chip, dtypes of the matrix products, collectives, kernels of Pallas, arrays of [length, length]
 
 Nothing is allocated and no TPU is opened: it needs libtpu, TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu.
 """
@@ -17,12 +19,21 @@ from jax.sharding import AxisType, Mesh
 from configs.bert_cls import get_config
 from jaxft import build, sharding, state
 from jaxft.config import parse
-from jaxft.models import bert
+from jaxft.models import bert, llama
 from jaxft.tasks.cls import Cls
 
 TOPOLOGY = "v5e:2x4"
 VOCAB = 28996  # google-bert/bert-base-cased; its other sizes are the defaults of bert.Config
 LABELS = ("negative", "positive")
+NETWORKS = {  # name -> (family, its Config, what the run's config has otherwise)
+    "bert": (bert, bert.Config(vocab=VOCAB), {}),
+    "llama": (
+        llama,
+        # No other size is that of a row. Of three key heads the devices that share the heads get one and a half each.
+        llama.Config(vocab=1000, positions=4096, layers=3, d_model=384, d_ff=768, heads=6, kv_heads=3),
+        {"input": {"length": 2048}, "train": {"batch": 16}},
+    ),
+}
 
 
 def mesh_of(sizes) -> Mesh:
@@ -32,17 +43,20 @@ def mesh_of(sizes) -> Mesh:
     return Mesh(np.array(devices).reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
-def compiled_step(sizes):
-    """The step as `jaxft.run` compiles it, but for the devices."""
+def compiled_step(name, sizes):
+    """The step as `jaxft.run` compiles it, but for the devices; and its config."""
+    family, cfg, changes = NETWORKS[name]
     raw = get_config("sst2").to_dict()
     raw["model"]["scan"] = True  # the blocks compiled once: 25 s instead of 150
+    for section, values in changes.items():
+        raw[section].update(values)
     config = parse(raw)
     on = mesh_of(sizes)
     task = Cls(text="sentence", pair="", label="label", metric="", smoothing=0.0, classes=LABELS)
     options = dict(head=task.head, outputs=task.outputs, model=config.model, rules=config.sharding, mesh=on)
-    net = build.network(bert, bert.Config(vocab=VOCAB), **options)
+    net = build.network(family, cfg, **options)
     plan = state.plan(net, config, state.schedule(config, total=6000, warmup=360))
-    return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on)).compile()
+    return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on)).compile(), config
 
 
 def batch(config, on):
@@ -65,8 +79,11 @@ def products(text):
 
 
 if __name__ == "__main__":
-    compiled = compiled_step(json.loads(sys.argv[1]))
+    compiled, config = compiled_step(sys.argv[1], json.loads(sys.argv[2]))
     text, memory = compiled.as_text(), compiled.memory_analysis()
     counted = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-gather", "all-reduce")}
     sizes = {f: getattr(memory, f) for f in ("argument_size_in_bytes", "temp_size_in_bytes", "output_size_in_bytes")}
-    print(json.dumps({**sizes, "products": products(text), "collectives": counted}))
+    square = re.findall(rf"\w+\[[\d,]*{config.input.length},{config.input.length}[\d,]*\]", text)
+    kernels = re.findall(r"splash_\w+", text)
+    found = {"products": products(text), "collectives": counted, "kernels": sorted(set(kernels)), "square": square}
+    print(json.dumps({**sizes, **found}))

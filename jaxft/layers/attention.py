@@ -1,4 +1,4 @@
-"""Attention: one function, and the projections around it."""
+"""Attention: one function, who computes it, and the projections around it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxft.layers.dense import Dense
 from jaxft.layers.dropout import dropout
+from jaxft.layers.kernels import choice, chunked, cudnn, splash
 from jaxft.layers.parameter import Init
 from jaxft.layers.rope import Rotary
 from jaxft.sharding import constrain
@@ -96,12 +97,40 @@ def attention(
     """softmax(q k^T * scale + bias) v over the keys that `where` allows, [B, L, H, K]; softmax in float32.
 
     Of G < H key heads each serves H / G query heads in turn (Ainslie et al. 2023). `softcap` > 0 bounds the scores by
-    cap * tanh(score / cap), as Gemma 2 has it. `drop` is the dropout rate of the attention weights, as BERT has it.
+    cap * tanh(score / cap), as Gemma 2 has it. `drop` is the dropout rate of the attention weights, as BERT has it;
+    which are dropped depends on `key` and on the implementation. layers.kernels.choice says who computes it.
     Source: Vaswani et al. 2017, eq. 1.
     """
+    dropped = key is not None and drop > 0
+    call = choice.Call.of(q_BLHK, k_BMGK, v_BMGK, where, softcap, bias_BHLM is not None, dropped)
+    q_BLHK = q_BLHK * jnp.asarray(scale, q_BLHK.dtype)
+    match choice.choose(choice.wish(), call):
+        case "splash":
+            return splash.attend(q_BLHK, k_BMGK, v_BMGK, where, softcap=softcap)
+        case "cudnn":
+            return cudnn.attend(q_BLHK, k_BMGK, v_BMGK, where)
+        case "chunked":
+            compute = chunked.attend
+        case _:
+            compute = dense
+    return compute(q_BLHK, k_BMGK, v_BMGK, where, softcap=softcap, bias_BHLM=bias_BHLM, drop=drop, key=key)
+
+
+def dense(
+    q_BLHK: jax.Array,
+    k_BMGK: jax.Array,
+    v_BMGK: jax.Array,
+    where: Where,
+    *,
+    softcap: float = 0.0,
+    bias_BHLM: jax.Array | None = None,
+    drop: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """`attention` with all scores at once, of queries that are scaled already."""
     B, L, H, K = q_BLHK.shape
     G = k_BMGK.shape[2]
-    q_BLGQK = (q_BLHK * jnp.asarray(scale, q_BLHK.dtype)).reshape(B, L, G, H // G, K)
+    q_BLGQK = q_BLHK.reshape(B, L, G, H // G, K)
     score_BGQLM = jnp.einsum("BLGQK,BMGK->BGQLM", q_BLGQK, k_BMGK).astype(jnp.float32)
     if softcap:
         score_BGQLM = softcap * jnp.tanh(score_BGQLM / softcap)
@@ -109,7 +138,7 @@ def attention(
         score_BGQLM += bias_BHLM.astype(jnp.float32).reshape(-1, G, H // G, *bias_BHLM.shape[2:])
     masked_BGQLM = jnp.where(where.mask_BLM()[:, None, None], score_BGQLM, MASKED)
     weight_BGQLM = dropout(jax.nn.softmax(masked_BGQLM, axis=-1).astype(v_BMGK.dtype), drop, key)
-    return jnp.einsum("BGQLM,BMGK->BLGQK", weight_BGQLM, v_BMGK).reshape(B, L, H, K)
+    return jnp.einsum("BGQLM,BMGK->BLGQK", weight_BGQLM, v_BMGK).reshape(B, L, H, -1)
 
 
 class Attention(nnx.Module):

@@ -21,11 +21,13 @@ REMAT = {
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model runs, apart from what it computes: dtype of matmuls, scan or unroll, what the backward recomputes."""
+    """How a model runs, apart from what it computes: dtype of matmuls, scan or unroll, what the backward recomputes,
+    and who computes attention (layers.kernels.choice)."""
 
     dtype: Any = jnp.float32
     scan: bool = False
     remat: str = "none"
+    attention: str = "auto"
 
 
 def stack(block: nnx.Module, n: int) -> Any:

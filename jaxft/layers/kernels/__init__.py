@@ -1,0 +1,1 @@
+"""Computations of attention other than the dense one, and the choice among them; layers.attention calls them."""
