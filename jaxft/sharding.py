@@ -71,7 +71,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
                     f"sharding.{which}.{letter}={axes!r}: no dimension has the letter {letter!r}; letters: "
                     f"{', '.join(LETTERS)}{nearest(letter, LETTERS)}"
                 )
-            for axis in names(axes):
+            for axis in _names(axes):
                 if axis not in AXES:
                     raise UserError(
                         f"sharding.{which}.{letter}={axes!r}: no mesh axis {axis!r}; axes: {', '.join(AXES)}"
@@ -80,7 +80,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
 
 def axes_of(*maps: Rules) -> set[str]:
     """The mesh axes that some rule uses."""
-    return {axis for rules in maps for axes in rules.values() for axis in names(axes)}
+    return {axis for rules in maps for axes in rules.values() for axis in _names(axes)}
 
 
 def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> P:
@@ -91,7 +91,7 @@ def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) ->
     taken: set[str] = set()
     parts = []
     for size, letter in zip(shape, axes, strict=True):
-        wanted = [a for a in names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
+        wanted = [a for a in _names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
         if not wanted or size % math.prod(mesh.shape[a] for a in wanted):
             parts.append(None)
         else:
@@ -112,7 +112,7 @@ def undivided(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mes
     return [
         f"{letter}={size} by {'*'.join(wanted)}={math.prod(mesh.shape[a] for a in wanted)}"
         for size, letter in zip(shape, axes, strict=True)
-        if (wanted := [a for a in names(rules.get(letter)) if mesh.shape[a] > 1])
+        if (wanted := [a for a in _names(rules.get(letter)) if mesh.shape[a] > 1])
         and size % math.prod(mesh.shape[a] for a in wanted)
     ]
 
@@ -123,7 +123,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def pieces(letter: str, rules: Rules, mesh: Mesh) -> int:
     """Into how many pieces a rule wants to cut the axes of `letter`."""
-    return math.prod(mesh.shape[axis] for axis in names(rules.get(letter)))
+    return math.prod(mesh.shape[axis] for axis in _names(rules.get(letter)))
 
 
 def batch_shards(mesh: Mesh, activations: Rules) -> int:
@@ -133,11 +133,10 @@ def batch_shards(mesh: Mesh, activations: Rules) -> int:
 
 def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:
     """Rows over the axes of letter B, everything else whole."""
-    return NamedSharding(mesh, P(tuple(names(activations["B"]))))
+    return NamedSharding(mesh, P(tuple(_names(activations["B"]))))
 
 
-def names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The mesh axes that a rule, or a part of a PartitionSpec, gives to one letter."""
+def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
     if not axes:
         return ()
     return (axes,) if isinstance(axes, str) else tuple(axes)

@@ -23,7 +23,7 @@ RULES = SimpleNamespace(
     params={"D": "fsdp", "F": "tensor", "HK": "tensor", "V": "tensor"},
     activations={"B": ("data", "fsdp"), "F": "tensor", "H": "tensor"},
 )
-RUN = SimpleNamespace(dtype="float32", param_dtype="float32", scan=False, remat="none")
+RUN = SimpleNamespace(dtype="float32", param_dtype="float32", scan=False, remat="none", attention="auto")
 
 
 def load(folder: Path, mesh: dict[str, int] = MESHES[0], **changes: Any) -> tuple[build.Network, Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft import sharding
@@ -27,7 +28,7 @@ def per_device(kernel: Kernel, q_BLHK: jax.Array, k_BMGK: jax.Array, v_BMGK: jax
         return kernel(*operands)
     rules = {letter: active.rules[letter] for letter in ("B", "H") if letter in active.rules}
     spec = sharding.spec(q_BLHK.shape, "BLHK", rules, active.mesh)
-    pieces = math.prod(active.mesh.shape[axis] for axis in sharding.names(spec[2]))
+    pieces = q_BLHK.shape[2] // NamedSharding(active.mesh, spec).shard_shape(q_BLHK.shape)[2]
     repeats = pieces // math.gcd(pieces, k_BMGK.shape[2])
     k_BMGK, v_BMGK = (jnp.repeat(x, repeats, axis=2) if repeats > 1 else x for x in (k_BMGK, v_BMGK))
     rows = P(spec[0], None)
