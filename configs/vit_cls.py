@@ -43,6 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
         param_dtype="float32",
         scan=False,
         remat="none",
+        attention="auto",
         reset_head=False,
     )
     c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, no_decay=())
