@@ -182,10 +182,9 @@ def _canonical(
     origin: dict[str, str] = {}
     twice = []
     for name, tensor in stored.items():
-        new = next((name.removesuffix(old) + now for old, now in legacy.items() if name.endswith(old)), name)
-        if new not in known:
-            bare = next((new.removeprefix(prefix) for prefix in prefixes if new.startswith(prefix)), new)
-            new = next((prefix + bare for prefix in prefixes if prefix + bare in known), new)
+        newer = next((name.removesuffix(old) + now for old, now in legacy.items() if name.endswith(old)), name)
+        bare = next((newer.removeprefix(prefix) for prefix in prefixes if newer.startswith(prefix)), newer)
+        new = next((one for one in (newer, *(prefix + bare for prefix in prefixes)) if one in known), name)
         if new in found:
             twice.append(f"{origin[new]} and {name}")
         found[new], origin[new] = tensor, name

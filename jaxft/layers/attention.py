@@ -194,11 +194,15 @@ class Attention(nnx.Module):
             sight.where,
             self.scale * sight.scale,
             softcap=self.softcap,
-            bias_BHLM=sight.bias_BHLM,
+            bias_BHLM=self.bias(q_BLHK, k_BMGK, sight, key),
             drop=self.drop,
             key=key,
         )
         return constrain(self.out(mixed_BLHK.reshape(*x_BLD.shape[:2], -1)), "BLD")
+
+    def bias(self, q_BLHK: jax.Array, k_BMGK: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array | None:
+        """What is added to the scores, [B or 1, H, L, M]."""
+        return sight.bias_BHLM
 
     def _heads(self, x_BLF: jax.Array, heads: int, letters: str) -> jax.Array:
         """[B, L, heads * K] -> [B, L, heads, K]."""

@@ -15,7 +15,10 @@ from jaxft.layers.stack import pick
 
 
 class PostNormBlock(nnx.Module):
-    """The block of BERT and those after it. Each part: dropout, add, norm (Vaswani et al. 2017, section 3.1)."""
+    """The block of BERT and those after it. Each part: dropout, add, norm (Vaswani et al. 2017, section 3.1).
+
+    `attn` takes the place of plain self-attention over `heads`.
+    """
 
     def __init__(
         self,
@@ -28,9 +31,10 @@ class PostNormBlock(nnx.Module):
         dropout: float,
         attention_dropout: float,
         init: Init,
+        attn: Attention | None = None,
     ):
         self.drop = dropout
-        self.attn = Attention(d_model, heads, init, drop=attention_dropout)
+        self.attn = Attention(d_model, heads, init, drop=attention_dropout) if attn is None else attn
         self.attn_norm = LayerNorm(d_model, eps)
         self.mlp = Mlp(d_model, d_ff, act, init)
         self.mlp_norm = LayerNorm(d_model, eps)

@@ -81,8 +81,8 @@ class TokenEmbed(nnx.Module):
 class TextEmbed(nnx.Module):
     """Word + learned position + token type, then norm and dropout.
 
-    `types` 0: the family knows no token types. `eps` None: no norm follows. `first_position` is the row of the position
-    table that the first token of a segment takes.
+    `types` or `positions` 0: the network has none. `eps` None: no norm follows. `first_position` is the row of the
+    position table that the first token of a segment takes.
     """
 
     def __init__(
@@ -99,13 +99,15 @@ class TextEmbed(nnx.Module):
     ):
         self.drop, self.first_position = dropout, first_position
         self.word = Embed(vocab, d_model, ("V", "D"), init)
-        self.position = Embed(positions + first_position, d_model, ("T", "D"), init)
+        self.position = Embed(positions + first_position, d_model, ("T", "D"), init) if positions else None
         self.type = Embed(types, d_model, ("T", "D"), init) if types else None
         self.norm = None if eps is None else LayerNorm(d_model, eps)
 
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None, dtype: Any) -> jax.Array:
         """ids, position, type [B, L] -> [B, L, D] in `dtype`."""
-        x_BLD = self.word(batch["ids"], dtype) + self.position(batch["position"] + self.first_position, dtype)
+        x_BLD = self.word(batch["ids"], dtype)
+        if self.position is not None:
+            x_BLD = x_BLD + self.position(batch["position"] + self.first_position, dtype)
         if self.type is not None:
             x_BLD = x_BLD + self.type(batch["type"], dtype)
         if self.norm is not None:

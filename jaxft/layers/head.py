@@ -18,9 +18,9 @@ Batch = Mapping[str, jax.Array]
 
 
 class SequenceHead(nnx.Module):
-    """classifier(dropout(act(pooler(x)))) over the first token of each segment; `drop_first` drops x as well."""
+    """classifier(dropout(act(pooler(x)))) over the first token of each segment; `drop_first` is the rate for x."""
 
-    def __init__(self, d_model: int, outputs: int, *, act: str, drop: float, init: Init, drop_first: bool = False):
+    def __init__(self, d_model: int, outputs: int, *, act: str, drop: float, init: Init, drop_first: float = 0.0):
         self.act, self.drop, self.drop_first = act, drop, drop_first
         self.pooler = Dense(d_model, d_model, ("D", "P"), init)
         self.classifier = Dense(d_model, outputs, ("P", "C"), init)
@@ -32,9 +32,7 @@ class SequenceHead(nnx.Module):
     def __call__(self, x_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, S, D] -> logits_BSC."""
         key_first, key = (None, None) if key is None else jax.random.split(key)
-        if self.drop_first:
-            x_BSD = dropout(x_BSD, self.drop, key_first)
-        pooled_BSP = ACTIVATIONS[self.act](self.pooler(x_BSD))
+        pooled_BSP = ACTIVATIONS[self.act](self.pooler(dropout(x_BSD, self.drop_first, key_first)))
         return self.classifier(dropout(pooled_BSP, self.drop, key)).astype(jnp.float32)
 
 
@@ -42,7 +40,7 @@ class EosHead(SequenceHead):
     """The same over the last `eos_id` of each segment, or its last token where it has none."""
 
     def __init__(self, d_model: int, outputs: int, *, act: str, drop: float, init: Init, eos_id: int):
-        super().__init__(d_model, outputs, act=act, drop=drop, init=init, drop_first=True)
+        super().__init__(d_model, outputs, act=act, drop=drop, init=init, drop_first=drop)
         self.eos_id = eos_id
 
     def reads(self, batch: Batch) -> jax.Array | None:

@@ -67,21 +67,21 @@ class Trunk(nnx.Module):
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Losses]:
         """A batch (data/pipeline.py) to the head's logits in float32, and losses of its own; `key` None: evaluation."""
         key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
-        sights = {reach: reach.sight(batch) for reach in dict.fromkeys(self.reach)}
+        sights = {reach: self.sight(reach, batch) for reach in dict.fromkeys(self.reach)}
         x_BLD, reach = self.embed(batch, key_embed, self.how.dtype), self.reach
         if self.first is not None:
             key_first, key_blocks = (None, None) if key_blocks is None else jax.random.split(key_blocks)
             lowest, *reach = reach
             x_BLD = run_one(
                 self.first,
-                lambda block, x_BLD, key: block(x_BLD, sights[lowest], key)[0],
+                lambda block, x_BLD, key: self.layer(lowest, block, x_BLD, sights[lowest], key, None)[0],
                 x_BLD,
                 key_first,
                 self.how,
             )
         read_BSD, aside = run_stack(
             self.blocks,
-            lambda block, x_BLD, key, at_BS, reach: block(x_BLD, sights[reach], key, at_BS),
+            lambda block, x_BLD, key, at_BS, reach: self.layer(reach, block, x_BLD, sights[reach], key, at_BS),
             x_BLD,
             key_blocks,
             self.how,
@@ -93,6 +93,16 @@ class Trunk(nnx.Module):
         if self.pool is not None:
             read_BSD = self.pool(read_BSD, batch)
         return self.head(read_BSD, key_head), self.losses(aside)
+
+    def sight(self, reach: Reach, batch: Mapping[str, jax.Array]) -> Sight:
+        """What layers of this reach are told of the rows."""
+        return reach.sight(batch)
+
+    def layer(
+        self, reach: Reach, block: Any, x_BLD: jax.Array, sight: Sight, key: jax.Array | None, at_BS: jax.Array | None
+    ) -> tuple[jax.Array, Any]:
+        """One layer, which is its block and no more."""
+        return block(x_BLD, sight, key, at_BS)
 
     def losses(self, aside: Any) -> Losses:
         """Losses made of what the blocks left aside, summed over layers; routers have some."""

@@ -19,6 +19,7 @@ flops_per_token                           for model FLOP utilisation
 MODELS = {
     "bart": "jaxft.models.bart",
     "bert": "jaxft.models.bert",
+    "deberta-v2": "jaxft.models.deberta_v2",
     "distilbert": "jaxft.models.distilbert",
     "electra": "jaxft.models.electra",
     "gemma2": "jaxft.models.gemma2",

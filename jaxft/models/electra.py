@@ -78,7 +78,7 @@ def _head(cfg: Config, head: str, outputs: int, embed: Embedding) -> Any:
     if head == "masked_lm":  # the generator's
         return bert_like.masked_lm_head(cfg, embed.text, cfg.d_embed, "gelu")  # whatever `act` is
     if head == "sequence":
-        return SequenceHead(cfg.d_model, outputs, act="gelu", drop=drop, init=Normal(cfg.init_std), drop_first=True)
+        return SequenceHead(cfg.d_model, outputs, act="gelu", drop=drop, init=Normal(cfg.init_std), drop_first=drop)
     return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
 
 

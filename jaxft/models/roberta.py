@@ -65,7 +65,7 @@ def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
     if head == "masked_lm":
         return bert_like.masked_lm_head(cfg, embed, cfg.d_model, "gelu")  # whatever `act` is
     if head == "sequence":
-        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=Normal(cfg.init_std), drop_first=True)
+        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=Normal(cfg.init_std), drop_first=drop)
     return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
 
 

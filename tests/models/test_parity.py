@@ -1,5 +1,6 @@
 """Every family with every head against transformers, live: logits, loss, gradients by name, the trip there and back."""
 
+import copy
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -261,6 +262,7 @@ def test_load_then_save_returns_every_tensor_bit_for_bit_and_opens_in_transforme
     model = (
         getattr(transformers, config["architectures"][0]).from_pretrained(tmp_path, attn_implementation="eager").eval()
     )
+    model = copy.deepcopy(model)  # into memory of its own: how the tensors of a file are aligned changes last bits
     batch = batch_of([[part] for part in texts(case.family)])
     again = SimpleNamespace(**{**vars(case), "model": model})
     np.testing.assert_array_equal(expected(again, batch), expected(case, batch))
