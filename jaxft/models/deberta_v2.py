@@ -290,7 +290,7 @@ _FIELDS = {  # hub field -> ours
     "pad_token_id": "pad_id",
 }
 # Fields that change numbers and that only one value is implemented for.
-_FIXED = {
+HF_FIXED = {
     "conv_groups": 1,
     "tie_word_embeddings": True,
     "is_decoder": False,
@@ -306,7 +306,7 @@ _NAMES_ONLY = ("legacy",)  # of the tensors of the masked-LM head: see HF_LEGACY
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
     width, heads = hf.get("hidden_size", Config.d_model), hf.get("num_attention_heads", Config.heads)
-    fixed = {"embedding_size": width, "pooler_hidden_size": width, "attention_head_size": width // heads, **_FIXED}
+    fixed = {"embedding_size": width, "pooler_hidden_size": width, "attention_head_size": width // heads, **HF_FIXED}
     given = read_fields(hf, _FIELDS, fixed, harmless=(*_READ_HERE, *_NAMES_ONLY))
     return Config(**given, terms=_terms(hf), norm_distances=_norm(hf))
 
