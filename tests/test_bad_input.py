@@ -45,7 +45,7 @@ FLAGS = {
     "--config.sharding.params=3": ("--config.sharding.params=3", "not a dict"),
     "--wrokdir=x": ("'wrokdir'", "workdir"),
     "extra": ("'extra': no such argument; what is set is written --flag=value",),
-    "--config.model.name=brt": ("model.name='brt' is not known; known: bert", 'did you mean "bert"?'),
+    "--config.model.name=brt": ("model.name='brt' is not known; known: bart, bert", 'did you mean "bert"?'),
     "--config.task.name=clss": ("task.name='clss' is not known; known: cls", 'did you mean "cls"?'),
     "--config.data.name=file": ("data.name='file' is not known", 'did you mean "files"?'),
     "--config.optim.name=adam": ("optim.name='adam' is not known", 'did you mean "adamw"?'),
@@ -262,7 +262,7 @@ HUB = {
     "an unsupported config field": (lambda hub: set_config(hub, is_decoder=True), ("is_decoder",)),
     "another family": (
         lambda hub: set_config(hub, model_type="mamba"),
-        ("model_type='mamba' is not known; known: bert",),
+        ("model_type='mamba' is not known; known: bart, bert",),
     ),
     "code of its own": (lambda hub: set_config(hub, auto_map={"AutoModel": "x.Y"}), ("auto_map",)),
     "a post-processor with an id of its own": (

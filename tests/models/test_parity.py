@@ -22,6 +22,7 @@ from jaxft.registry import lookup
 from jaxft.state import with_losses
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # not one test is, but there are hundreds: the second Python is spared them
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 OUTPUTS = {"sequence": 5, "token": 5, "span": 2}
 LENGTHS, LENGTH = (36, 21, 5), 40
