@@ -193,14 +193,17 @@ def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[
         for path in chosen:
             leaf, init = net.abstract[path], net.inits[path]
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            shape = net.stored[path]
             if net.axes[path][0] in sharding.STACKED:
-                keys = jax.random.split(own, shape[0])
-                value = jax.vmap(lambda k, shape=shape, init=init: init(k, shape[1:]))(keys)
+                keys = jax.random.split(own, leaf.shape[0])
+                value = jax.vmap(lambda k, leaf=leaf, init=init: init(k, leaf.shape[1:]))(keys)
             else:
-                value = init(own, shape)
-            beyond = [(0, n - own) for n, own in zip(leaf.shape, shape, strict=True)]
-            made[path] = jnp.pad(value, beyond).astype(leaf.dtype)
+                value = init(own, leaf.shape)
+            # Drawn whole, since a length that a mesh does not divide would be computed otherwise in the last bit.
+            for axis, size in enumerate(net.stored[path]):
+                if size < leaf.shape[axis]:
+                    inside = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) < size
+                    value = jnp.where(inside, value, 0)
+            made[path] = value.astype(leaf.dtype)
         return made
 
     shardings = {path: net.abstract[path].sharding for path in chosen}
