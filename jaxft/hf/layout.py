@@ -57,16 +57,17 @@ def parse(text: str) -> Layout:
 
 
 def copy(out: np.ndarray, view: np.ndarray) -> None:
-    """`out[...] = view`, a cache line of a transposed view at a time: numpy alone takes five times as long."""
+    """`out[...] = view`, a band of a transposed view at a time: numpy alone takes five times as long."""
+    if out.dtype == view.dtype and out.dtype.itemsize == 2:
+        out, view = out.view(np.uint16), view.view(np.uint16)  # numpy copies types that it does not know one by one
     if view.ndim != 2 or abs(view.strides[0]) >= abs(view.strides[1]):
         out[...] = view
         return
     for start in range(0, view.shape[1], BAND):
-        band = slice(start, start + BAND)
-        out[:, band] = view[:, band]
+        out[:, start : start + BAND] = view[:, start : start + BAND]
 
 
-BAND = 16  # float32 numbers in a cache line
+BAND = 16  # the fastest of 4 to 64, for numbers of two bytes as of four
 _NUMBERS = re.compile(r"\{(\w+)(?:\+(\d+))?\}")
 
 

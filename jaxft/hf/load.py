@@ -4,30 +4,23 @@
 listed in one error. `load` then builds one parameter at a time from memory-mapped files.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxft.hf import files
+from jaxft.hf import files, read
 from jaxft.hf.files import Stored, read_config
-from jaxft.hf.layout import Part, Row, Table, copy, parts, rows
+from jaxft.hf.layout import Row, Table, parts, rows
 from jaxft.registry import UserError
 
 __all__ = ["LoadReport", "load", "match", "read_config"]
 
-DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(jnp.bfloat16), "F16": np.dtype(np.float16)}
-
 Index = tuple[int, ...]
-
-READERS = 4
 
 
 @dataclass
@@ -83,7 +76,7 @@ def load(
     )
     places = parts(table_rows, shapes)
     params = {
-        path: _read(wanted[path], shapes[path], table_rows[path], places[path], tensors)
+        path: read.parameter(wanted[path], shapes[path], table_rows[path], places[path], tensors)
         for path, tensors in sources.items()
     }
     return unflatten_dict(params, sep="/"), report
@@ -143,8 +136,8 @@ def _mismatch(name: str, tensor: Stored | None, shape: tuple[int, ...], advice: 
         return f"missing: {name} {_text(shape)}"
     if tensor.shape != shape:
         return f"misshapen: {name} is {_text(tensor.shape)}, the model needs {_text(shape)}{advice}"
-    if tensor.dtype not in DTYPES:
-        return f"unsupported dtype: {name} is {tensor.dtype}; supported: {', '.join(DTYPES)}"
+    if tensor.dtype not in read.DTYPES:
+        return f"unsupported dtype: {name} is {tensor.dtype}; supported: {', '.join(read.DTYPES)}"
     return ""
 
 
@@ -167,11 +160,11 @@ def _untie(found: dict[str, Stored], tied: Mapping[str, str]) -> list[str]:
 
 def _equal(a: Stored, b: Stored) -> bool:
     """Bit for bit, some megabytes at a time."""
-    if a.shape != b.shape or a.dtype != b.dtype or a.dtype not in DTYPES:
+    if a.shape != b.shape or a.dtype != b.dtype or a.dtype not in read.DTYPES:
         return False
-    one, other = _open(a), _open(b)
-    step = max(1, 2**22 // max(1, one[:1].size))
-    return all(one[i : i + step].tobytes() == other[i : i + step].tobytes() for i in range(0, len(one), step))
+    step = max(1, read.PIECE // max(1, math.prod(a.shape[1:]) * 4))
+    spans = ((begin, min(begin + step, a.shape[0])) for begin in range(0, a.shape[0], step))
+    return all(read.rows_of(a, *span).tobytes() == read.rows_of(b, *span).tobytes() for span in spans)
 
 
 def _canonical(
@@ -203,39 +196,6 @@ def _module(path: str) -> str:
 
 def _text(shape: tuple[int, ...]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def _read(leaf: Any, shape: tuple[int, ...], row: Row, part: Part, tensors: Mapping[Index, Stored]) -> jax.Array:
-    """One parameter, each shard of it filled on its own; of `shape` on disk, zero beyond that."""
-    stacked = len(row.stacked)
-    # Opened once for all devices: each new mapping would fault in its pages again.
-    maps = {at: _open(tensor) for at, tensor in tensors.items()}
-
-    def shard(index: Any) -> np.ndarray:  # one slice per axis
-        spans = [slice(*one.indices(size)) for one, size in zip(index, leaf.shape, strict=True)]
-        there = [slice(min(s.start, size), min(s.stop, size)) for s, size in zip(spans, shape, strict=True)]
-        whole = spans == there
-        out = (np.empty if whole else np.zeros)([span.stop - span.start for span in spans], leaf.dtype)
-        inside = tuple(slice(0, span.stop - span.start) for span in there)
-
-        def fill(at: Index) -> None:
-            layer = tuple(span.start + i for span, i in zip(spans, at, strict=False))
-            on_disk = maps[layer][part.of(row, row.layout.disk_index(there[stacked:]))]
-            copy(out[at][inside[stacked:]], row.layout.to_param(on_disk))
-
-        # Threads, so that one waits for the disk while another transposes; numpy gives up the interpreter's lock.
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(fill, np.ndindex(*out.shape[:stacked])))
-        return out
-
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
-
-
-def _open(tensor: Stored) -> np.ndarray:
-    """The tensor as a memory map: only the pages of the slice that is taken are read."""
-    if 0 in tensor.shape:
-        return np.empty(tensor.shape, DTYPES[tensor.dtype])
-    return np.memmap(tensor.file, DTYPES[tensor.dtype], "r", tensor.offset, tensor.shape)
 
 
 def flatten(tree: Mapping[str, Any], parent: str = "") -> dict[str, Any]:

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
 from jaxft.hf import files, load
+from jaxft.hf import read as hf_read
+from jaxft.hf.layout import parts, rows
 from jaxft.registry import UserError
 
 TABLE = {
@@ -32,6 +34,7 @@ SPECS = {
     "head/out/kernel": P(("a", "b"), None),
     "head/out/bias": P(),
 }
+OPTIONS = dict(prefixes=["net."], ignore=[r"(net\.)?position_ids"], other=[r"lm\..*"], legacy={".gamma": ".weight"})
 HEAD = {"head/out/kernel", "head/out/bias"}
 
 
@@ -57,8 +60,7 @@ def abstract(dtype: np.dtype = np.float32) -> dict:
 
 def read(folder, tensors, *, dtype=np.float32, table=TABLE, **options):
     save_file(tensors, folder / files.SINGLE)
-    given = dict(prefixes=["net."], ignore=[r"(net\.)?position_ids"], other=[r"lm\..*"], legacy={".gamma": ".weight"})
-    return load.load(folder, table, abstract(dtype), **given | options)
+    return load.load(folder, table, abstract(dtype), **OPTIONS | options)
 
 
 @pytest.mark.parametrize("stored", [np.float32, jnp.bfloat16, np.float16], ids=["float32", "bfloat16", "float16"])
@@ -81,24 +83,40 @@ def test_every_shard_holds_its_part_of_the_checkpoint_in_the_wanted_dtype(tmp_pa
             np.testing.assert_array_equal(np.asarray(shard.data), whole.astype(wanted)[shard.index], err_msg=path)
 
 
-def test_a_device_reads_no_more_than_its_slice(tmp_path, monkeypatch):
-    taken = []
-    plain = load._open
+def test_every_byte_is_read_once_however_many_devices_need_it(tmp_path, monkeypatch):
+    taken, plain = [], hf_read.rows_of
 
-    class Spy:
-        def __init__(self, tensor):
-            self.array, self.name = plain(tensor), tensor.shape
+    def spy(tensor, begin, end, local=None):
+        taken.append((tensor.offset, begin, end, tensor.shape[0]))
+        return plain(tensor, begin, end, local)
 
-        def __getitem__(self, index):
-            taken.append((self.name, self.array[index].shape))
-            return self.array[index]
-
-    monkeypatch.setattr(load, "_open", Spy)
+    monkeypatch.setattr(hf_read, "rows_of", spy)
+    monkeypatch.setattr(hf_read, "PIECE", 150)  # bytes: several pieces a tensor, none of them even
     read(tmp_path, checkpoint())
-    # Cut by a mesh of 2 x 4: the table both ways, a kernel both ways, its bias by layer only.
-    assert {own for whole, own in taken if whole == (16, 8)} == {(8, 2)}
-    assert {own for whole, own in taken if whole == (24, 8)} == {(12, 2)}
-    assert {own for whole, own in taken if whole == (24,)} == {(24,)}
+    by_tensor = {}
+    for offset, begin, end, all_rows in sorted(taken):
+        assert by_tensor.setdefault(offset, 0) == begin, "neither a gap nor anything twice"
+        by_tensor[offset] = end
+        if end == all_rows:
+            by_tensor[offset] = "whole"
+    assert len(by_tensor) == len(checkpoint()) and set(by_tensor.values()) == {"whole"}
+
+
+def test_pieces_leave_equal_parameters(tmp_path, monkeypatch):
+    whole, _ = read(tmp_path, checkpoint())
+    monkeypatch.setattr(hf_read, "PIECE", 150)
+    pieces, _ = load.load(tmp_path, TABLE, abstract(), **OPTIONS)
+    jax.tree.map(np.testing.assert_array_equal, pieces, whole)
+
+
+@pytest.mark.parametrize("layout, needed", [("F D -> D F", (6, 12)), ("D F -> D F", (2, 4))])
+def test_rows_that_no_device_of_this_process_needs_are_not_read(layout, needed):
+    """Of a parameter [D, F] = [8, 24], the devices here hold columns 6 to 12 of rows 2 to 4."""
+    row = rows({"a": ("x", layout)})["a"]
+    tensor = files.Stored(None, 0, "F32", row.disk_shape((8, 24)))
+    place = parts({"a": row}, {"a": (8, 24)})["a"]
+    found = list(hf_read._pieces((), tensor, {((2, 4), (6, 12)): None}, (8, 24), row, place))
+    assert found == [((), *needed)]
 
 
 def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
