@@ -1,6 +1,6 @@
 """BERT for text classification.
 
-The embedded run took 3 min 40 s on two CPU cores, from nothing, and reached 0.875 on test (docs/results.md).
+The embedded run took 3 min 20 s on two CPU cores, from nothing, and reached 0.875 on test (docs/results.md).
 
 python -m jaxft.main --config=configs/bert_cls.py            docstrings -> library, a small BERT from scratch
 python -m jaxft.main --config=configs/bert_cls.py:sst2       google-bert/bert-base-cased on GLUE SST-2 (TPU or GPU)

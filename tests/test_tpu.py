@@ -1,7 +1,8 @@
-"""Train steps of BERT-base and a small Llama, compiled by libtpu for eight TPU v5e chips that need not be there."""
+"""Train steps of BERT-base, a Llama and a Mixtral, compiled by libtpu for TPU v5e chips that need not be there."""
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ from tests.verbs_run import ROOT, environment
 GIB = 2**30
 CHIP = 16 * GIB  # memory of a TPU v5e
 MESHES = ({"data": 8}, {"fsdp": 4, "tensor": 2})
-STEPS = [("bert", sizes) for sizes in MESHES] + [("llama", MESHES[1])]
+SHARED_EXPERTS = {"fsdp": 2, "expert": 4}
+STEPS = [("bert", sizes) for sizes in MESHES] + [("llama", MESHES[1]), ("mixtral", SHARED_EXPERTS)]
 SMALL = 32 * 128 * 2  # elements of the classifier's products
 
 
@@ -68,4 +70,13 @@ def test_a_decoder_of_long_rows_attends_by_splash_kernels_forward_and_backward(c
     for phase in ("fwd", "dq", "dkv"):
         assert any(name.startswith(f"splash_mha_{phase}") for name in found["kernels"])
     assert not found["square"], "no array has all queries and all keys"
+    assert "Involuntary full rematerialization" not in errors
+
+
+@pytest.mark.slow
+def test_a_chip_gathers_the_kernels_of_its_own_experts_and_of_no_other(compiled):
+    found, errors = compiled["mixtral", str(SHARED_EXPERTS)]
+    kernels = [shape for shape in found["gathered"] if sorted(shape)[-2:] == [384, 768]]
+    assert kernels, "they are shared out over fsdp"
+    assert max(math.prod(shape) for shape in kernels) == 2 * 384 * 768, "of eight experts over four chips"
     assert "Involuntary full rematerialization" not in errors

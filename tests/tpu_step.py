@@ -2,7 +2,9 @@
 
 python -m tests.tpu_step bert '{"fsdp": 4, "tensor": 2}'     BERT-base, configs/bert_cls.py:sst2
 python -m tests.tpu_step llama '{"fsdp": 4, "tensor": 2}'    a small Llama on rows of 2,048 tokens
--> JSON: bytes a chip, dtypes of the matrix products, collectives, kernels of Pallas, arrays of [length, length]
+python -m tests.tpu_step mixtral '{"fsdp": 2, "expert": 4}'  a small Mixtral of 8 experts
+-> JSON: bytes a chip, dtypes of the matrix products, collectives, kernels of Pallas, arrays of [length, length],
+   shapes of what is gathered
 
 Nothing is allocated and no TPU is opened: it needs libtpu, TPU_SKIP_MDS_QUERY=1 and JAX_PLATFORMS=cpu.
 """
@@ -19,7 +21,7 @@ from jax.sharding import AxisType, Mesh
 from configs.bert_cls import get_config
 from jaxft import build, sharding, state
 from jaxft.config import parse
-from jaxft.models import bert, llama
+from jaxft.models import bert, llama, mixtral
 from jaxft.tasks.cls import Cls
 
 TOPOLOGY = "v5e:2x4"
@@ -32,6 +34,11 @@ NETWORKS = {  # name -> (family, its Config, what the run's config has otherwise
         # No other size is that of a row. Of three key heads the devices that share the heads get one and a half each.
         llama.Config(vocab=1000, positions=4096, layers=3, d_model=384, d_ff=768, heads=6, kv_heads=3),
         {"input": {"length": 2048}, "train": {"batch": 16}},
+    ),
+    "mixtral": (
+        mixtral,
+        mixtral.Config(vocab=1000, positions=4096, layers=3, d_model=384, d_ff=768, heads=6, kv_heads=2, experts=8),
+        {},
     ),
 }
 
@@ -78,6 +85,13 @@ def products(text):
     return found
 
 
+def gathered(text):
+    """Shapes that all-gathers end in."""
+    results = re.findall(r" = (\(.*?\)|\S+) all-gather(?:-start|-done)?\(", text)
+    shapes = {shape for result in results for shape in re.findall(r"\w+\[([\d,]+)\]", result)}
+    return sorted([int(n) for n in shape.split(",")] for shape in shapes)
+
+
 if __name__ == "__main__":
     compiled, config = compiled_step(sys.argv[1], json.loads(sys.argv[2]))
     text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -86,4 +100,5 @@ if __name__ == "__main__":
     square = re.findall(rf"\w+\[[\d,]*{config.input.length},{config.input.length}[\d,]*\]", text)
     kernels = re.findall(r"splash_\w+", text)
     found = {"products": products(text), "collectives": counted, "kernels": sorted(set(kernels)), "square": square}
+    found["gathered"] = gathered(text)
     print(json.dumps({**sizes, **found}))

@@ -17,6 +17,12 @@ from jaxft.sharding import constrain
 Batch = Mapping[str, jax.Array]
 
 
+def tokens_of_segments(batch: Batch) -> jax.Array:
+    """Which tokens are of which segment, bool [B, S, L]; padding is of none."""
+    slot_S = jnp.arange(1, batch["first"].shape[1] + 1)
+    return batch["segment"][:, None, :] == slot_S[None, :, None]
+
+
 class SequenceHead(nnx.Module):
     """classifier(dropout(act(pooler(x)))) over the first token of each segment; `drop_first` is the rate for x."""
 
@@ -44,10 +50,9 @@ class EosHead(SequenceHead):
         self.eos_id = eos_id
 
     def reads(self, batch: Batch) -> jax.Array | None:
-        S, L = batch["first"].shape[1], batch["ids"].shape[1]
-        inside_BSL = batch["segment"][:, None, :] == jnp.arange(1, S + 1)[None, :, None]
+        L = batch["ids"].shape[1]
         place_BL = jnp.arange(L)[None, :] + L * (batch["ids"] == self.eos_id)  # all of these after all others
-        return jnp.maximum(jnp.where(inside_BSL, place_BL[:, None, :], -1).max(-1), 0) % L
+        return jnp.maximum(jnp.where(tokens_of_segments(batch), place_BL[:, None, :], -1).max(-1), 0) % L
 
 
 class LastHead(nnx.Module):
@@ -58,9 +63,7 @@ class LastHead(nnx.Module):
 
     @staticmethod
     def reads(batch: Batch) -> jax.Array | None:
-        slot_S = jnp.arange(1, batch["first"].shape[1] + 1)
-        inside_BSL = batch["segment"][:, None, :] == slot_S[None, :, None]
-        return batch["first"] + jnp.maximum(inside_BSL.sum(-1), 1) - 1
+        return batch["first"] + jnp.maximum(tokens_of_segments(batch).sum(-1), 1) - 1
 
     def __call__(self, x_BSD: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, S, D] -> logits_BSC."""
@@ -114,8 +117,7 @@ class FixedBias(nnx.Module):
 
 def segment_mean(x_BLD: jax.Array, batch: Batch) -> jax.Array:
     """The mean vector of each segment, [B, S, D], summed in float32."""
-    slot_S = jnp.arange(1, batch["first"].shape[1] + 1)
-    inside_BSL = (batch["segment"][:, None, :] == slot_S[None, :, None]).astype(jnp.float32)
+    inside_BSL = tokens_of_segments(batch).astype(jnp.float32)
     sum_BSD = jnp.einsum("BSL,BLD->BSD", inside_BSL, x_BLD.astype(jnp.float32))
     return constrain((sum_BSD / jnp.maximum(inside_BSL.sum(-1, keepdims=True), 1)).astype(x_BLD.dtype), "BSD")
 

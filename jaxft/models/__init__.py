@@ -47,6 +47,14 @@ ABSENT = {
     "gemma3": "it reads images too; use a text-only checkpoint, whose model_type is gemma3_text",
 }
 
+# What those who open an export elsewhere must know.
+NOTES = {
+    "gemma2": (
+        'transformers 4 caps the attention scores with `attn_implementation="eager"` only, which there is not the '
+        "default; transformers 5 needs nothing"
+    ),
+}
+
 # Fields of a hub config.json that change no number of a forward or backward pass, in any family.
 # fmt: off
 HARMLESS = frozenset({

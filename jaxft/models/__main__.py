@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxft.layers.rope import OPTIONS
-from jaxft.models import ABSENT, MODELS
+from jaxft.models import ABSENT, MODELS, NOTES
 from jaxft.registry import lookup
 
 
@@ -43,6 +43,11 @@ def lines() -> Iterator[str]:
     yield ""
     for name, reason in ABSENT.items():
         yield f"- {name}: {reason}"
+    yield ""
+    yield "## Opening exports elsewhere"
+    yield ""
+    for name, note in NOTES.items():
+        yield f"- {name}: {note}"
 
 
 def _text(item: tuple[str, Any]) -> str:
