@@ -80,10 +80,10 @@ def checkpoint(hf: str, rows: Sequence[dict[str, str]], folder: Path) -> None:
         network = transformers.AutoModelForSequenceClassification.from_pretrained(hf, **names)
         transformers.AutoTokenizer.from_pretrained(hf).save_pretrained(folder)
     else:
-        from jaxft.hf import tokenizer
+        from jaxft.hf import trainers
 
         texts = (row["text"] for row in rows)
-        tokenizer.train_wordpiece(texts, vocab=30522, lowercase=True, folder=folder)
+        trainers.wordpiece(texts, vocab=30522, lowercase=True, folder=folder)
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
         network = transformers.BertForSequenceClassification(
             transformers.BertConfig(vocab_size=30522, **sizes, **names)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxft.data import docstrings, pack, pipeline, tokens
 from jaxft.data.source import Split
 from jaxft.hf import tokenizer as hf_tokenizer
+from jaxft.hf import trainers
 
 ROW_LENGTH, BATCH, MAX_SEGMENTS = 128, 64, 16
 
@@ -49,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     texts = short_texts(options.texts, options.data_dir)
     with tempfile.TemporaryDirectory() as folder:
-        hf_tokenizer.train_wordpiece(iter(texts[:50_000]), vocab=8192, lowercase=True, folder=Path(folder))
+        trainers.wordpiece(iter(texts[:50_000]), vocab=8192, lowercase=True, folder=Path(folder))
         encoder = hf_tokenizer.load(Path(folder))
 
     def raw() -> None:

@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.data = dict(name="docstrings", data_dir="")  # data_dir "": a private cache folder
     c.input = dict(length=256, pack=12, on_bad="stop")
-    c.tokenizer = dict(vocab=8192, lowercase=True)
+    c.tokenizer = dict(name="wordpiece", vocab=8192, lowercase=True)
     c.task = dict(name="cls", text="text", pair="", label="label", smoothing=0.0, metric="")
     c.model = dict(
         name="bert",

@@ -1,9 +1,10 @@
 """From config to network: structure, shapes, shardings, and parameters that are never whole on one device."""
 
+import contextlib
 import dataclasses
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from jaxft.layers.kernels import choice
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Losses
+from jaxft.layers.vocab import VocabLogits
 from jaxft.models import ABSENT, MODELS
 from jaxft.registry import UserError, check_options, lookup
 
 # Tables over the vocabulary get rows up to a multiple of this, so that every usual tensor axis divides them and
 # checkpoints have one shape on every mesh. The rows are zero, no id names them and no logit comes of them.
 VOCAB_MULTIPLE = 128
-OVER_VOCAB = "_lm"  # what the names of heads end with whose logits are over the vocabulary
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,30 @@ class Network:
 
     def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """The head's logits in float32, such as logits_BSC; for use inside jit."""
-        return self.forward_with_losses(params, batch, key)[0]
+        with self.tracing():
+            logits, _ = self.forward_with_losses(params, batch, key)
+            return logits.array() if isinstance(logits, VocabLogits) else logits
 
     def forward_with_losses(
         self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> tuple[jax.Array, Losses]:
-        """The same, and what the network adds to the loss of its task: name -> (sum, weight)."""
+    ) -> tuple[Any, Losses]:
+        """The same, those over a vocabulary as VocabLogits, and what the network adds to the loss of its task.
+
+        The latter is name -> (sum, weight).
+        """
+        with self.tracing():
+            logits, losses = nnx.merge(self.structure, params)(batch, key)
+        if isinstance(logits, VocabLogits):
+            logits = dataclasses.replace(logits, vocab=self.cfg.vocab)
+        return logits, losses
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """What must hold while the network is traced, and a loss of logits over a vocabulary."""
         # GPUs and TPUs multiply float32 in fewer bits unless told otherwise; who asks for float32 gets it.
         precision = jax.default_matmul_precision("float32" if self.how.dtype == jnp.float32 else None)
         with precision, sharding.activations(self.mesh, self.activations), choice.wished(self.how.attention):
-            logits, losses = nnx.merge(self.structure, params)(batch, key)
-        return logits[..., : self.cfg.vocab] if self.head.endswith(OVER_VOCAB) else logits, losses
+            yield
 
     @property
     def table(self) -> dict[str, tuple[str, str]]:

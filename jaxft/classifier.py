@@ -38,7 +38,7 @@ class Classifier:
             reset_head=False,
         )
         family = build.family_of(section, hf)
-        self.task = task_from_hf(hf, reads=inputs.reads(family), **task)
+        self.task = task_from_hf(hf, reads=inputs.reads(family)[0], **task)
         self.reader = inputs.of(self.task, family).Reader(folder, length)
         _, cfg = build.family_config(section, hf, **self.reader.fields)
         self.reader.fit(cfg)

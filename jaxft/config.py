@@ -26,7 +26,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    vocab: int  # entries of the tokenizer that is trained when model.hf names none
+    name: str  # kind of the tokenizer that is trained when model.hf names none, a key of hf.trainers.TRAINERS
+    vocab: int  # its entries, at most
     lowercase: bool
 
     def __post_init__(self) -> None:

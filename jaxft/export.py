@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft import cli
-from jaxft.registry import UserError
+from jaxft.registry import UserError, call
 
 TOLERANCE = 1e-5  # of float32 logits
 
@@ -47,15 +47,16 @@ def export(arguments: argparse.Namespace) -> None:
 
     from jaxft import inputs
     from jaxft.hf import card, folder, hub
-    from jaxft.tasks import task_from_hf
+    from jaxft.tasks import TASKS
 
-    task = task_from_hf(meta["task"], reads=inputs.reads(net.family))
     report = read_json(run.report) if run.report.exists() else {"step": -1, "split": ""}
     scores = report.keys() - {"split", "step", "details", "inputs"} if report["step"] == step else ()
     text = card.model_card(
         name=run.path.name,
         base_model=raw["model"]["hf"],
-        task=task,
+        head=net.head,
+        images=net.family.KIND == "vision",
+        labels=meta["task"].get("id2label", {}),
         dataset=card.dataset_name(raw["data"], report["split"]),
         split=str(report["split"]),
         results={name: float(report[name]) for name in report if name in scores},  # "NaN" is text there
@@ -69,7 +70,7 @@ def export(arguments: argparse.Namespace) -> None:
         net,
         params,
         task=meta["task"],
-        beside=inputs.of(task, net.family).beside(config, net.cfg, run.tokenizer, source),
+        beside=inputs.of(call(TASKS, raw["task"], "task"), net.family).beside(config, net.cfg, run.tokenizer, source),
         dtype=arguments.dtype,
         card=text,
         check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,

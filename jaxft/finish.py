@@ -20,7 +20,9 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     text = card.model_card(
         name=run.folder.path.name,
         base_model=run.config.model.hf,
-        task=run.task,
+        head=run.net.head,
+        images=run.net.family.KIND == "vision",
+        labels=run.task.hf_config().get("id2label", {}),
         dataset=card.dataset_name(run.config.data, split),
         split=split,
         results=results,
@@ -42,7 +44,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     identity = run.inputs.identity()
     record = {"split": split, "step": step, **results, "details": details, "inputs": identity}
     runfolder.write_json(run.folder.report, json_numbers(record))
-    use = card.USES[run.task.reads]
+    use = card.USES[run.net.family.KIND == "vision", run.net.head]
     run.say(
         f"written to {run.folder.path}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
         "tensorboard/, checkpoints/\n"

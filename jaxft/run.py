@@ -19,7 +19,7 @@ from jaxft.hf import load as hf_load
 from jaxft.metrics import better
 from jaxft.registry import UserError, bind, call
 from jaxft.signals import StopSignals
-from jaxft.step import TrainState, make_eval_step
+from jaxft.step import TrainState
 from jaxft.tasks import TASKS
 
 Say = Callable[[str], None]
@@ -192,8 +192,7 @@ class Run:
         compiled = step.lower(self.plan.abstract, self._abstract_batch("train", self.config.train.batch)).compile()
         self.say(memory.describe(compiled, time.perf_counter() - started))
         memory.check(compiled, self.mesh)
-        evaluate = make_eval_step(lambda params, batch: net.forward(params, batch), task.loss)
-        return compiled, jax.jit(evaluate, out_shardings=sharding.replicated(self.mesh))
+        return compiled, state.evaluation_step(net, task)
 
     def _abstract_batch(self, split: str, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         one = next(iter(self.inputs.eval_batches(split, rows, 0, 1)))

@@ -15,13 +15,10 @@ def to_device(batch: dict[str, np.ndarray], where: jax.sharding.NamedSharding) -
 def score(
     eval_step: Callable[[Any, Any], Any], params: Any, batches: Iterable[dict[str, np.ndarray]], meter: Any, where: Any
 ) -> Any:
-    """Feeds `meter` the logits [n, C] and labels [n] of every real example and the summed loss, then returns it.
+    """Feeds `meter` what it sees of every batch (Meter.update), then returns it.
 
     `eval_step` gives outputs replicated over the mesh, so every process sees all rows and reaches the same metrics.
     """
     for batch in batches:
-        sums, outputs = jax.device_get(eval_step(params, to_device(batch, where)))
-        real_BS = outputs["example"] >= 0
-        loss_sum, weight = (float(x) for x in sums["loss"])
-        meter.add(outputs["logits"][real_BS], outputs["label"][real_BS], loss_sum, weight)
+        meter.update(*jax.device_get(eval_step(params, to_device(batch, where))))
     return meter

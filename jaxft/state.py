@@ -70,13 +70,25 @@ def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
     """The jitted step (state, batch) -> (state, sums): sums are replicated, the old state is given away."""
 
     def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        logits, losses = net.forward_with_losses(masks.join(params, frozen), batch, key)
-        return with_losses(task.loss(logits, batch), losses)
+        with net.tracing():
+            logits, losses = net.forward_with_losses(masks.join(params, frozen), batch, key)
+            return with_losses(task.loss(logits, batch), losses)
 
     train = config.train
     step = make_train_step(loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema)
     where = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(net.mesh)))
+
+
+def evaluation_step(net: Network, task: Any) -> Any:
+    """The jitted (parameters, batch) -> (sums, what the task's meter sees), without dropout, replicated."""
+
+    def evaluate(params: Any, batch: Any) -> tuple[Any, Any]:
+        with net.tracing():
+            logits, _ = net.forward_with_losses(params, batch, None)
+            return task.loss(logits, batch), task.seen(logits, batch)
+
+    return jax.jit(evaluate, out_shardings=sharding.replicated(net.mesh))
 
 
 def with_losses(sums: Any, losses: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, as pure functions of (state, batch)."""
+"""One training step, as a pure function of (state, batch)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -125,15 +125,3 @@ def _updated(
 def all_finite(params: Params) -> jax.Array:
     """Whether every number of a tree is finite: an update from finite gradients can still overflow."""
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
-
-
-def make_eval_step(
-    forward: Callable[[Params, Batch], jax.Array], loss: Callable[[jax.Array, Batch], Sums]
-) -> Callable[[Params, Batch], tuple[Sums, Batch]]:
-    """(params, batch) -> (sums, what the host scores: float32 logits, labels, example indices), without dropout."""
-
-    def eval_step(params: Params, batch: Batch) -> tuple[Sums, Batch]:
-        logits = forward(params, batch)
-        return loss(logits, batch), {"logits": logits, "label": batch["label"], "example": batch["example"]}
-
-    return eval_step

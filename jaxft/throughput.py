@@ -18,7 +18,9 @@ class Throughput:
         batch = run.config.train.batch
         self.examples_per_step = len(lengths) / rows * batch
         self.tokens_per_step = float(lengths.sum()) / rows * batch
-        self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended)
+        self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended, run.task.read)
+        if run.net.head.endswith("_lm"):
+            self.flops_per_token += 6 * run.task.read * run.net.cfg.vocab * run.net.cfg.d_model
         self.flops_text = run.net.family.Model.FLOPS_PER_TOKEN
         peak = peak_flops(run.mesh.devices.flat[0])
         self.peak = peak * run.mesh.size if peak else None

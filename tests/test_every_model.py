@@ -165,7 +165,7 @@ def test_a_hub_field_that_nobody_reads_is_refused_by_name(family):
 
 
 def test_a_token_costs_more_in_a_longer_text(family):
-    short, long = (family.flops_per_token(family.TINY, attended) for attended in (2.0, 4.0))
+    short, long = (family.flops_per_token(family.TINY, attended, 0.0) for attended in (2.0, 4.0))
     assert 0 < short < long
 
 

@@ -6,7 +6,6 @@ import random
 import numpy as np
 import pytest
 
-from jaxft.tasks import TASKS
 from tests.verbs_run import READER, ROOT, WORDS, here, read_rows, reviews, train, transformers_logits, write_rows
 
 TOLERANCE = 1e-5  # float32; never loosened
@@ -65,7 +64,7 @@ COMMON = (
 )
 
 
-@pytest.fixture(scope="module", params=[task for task in TASKS if task not in ("cls", "image_cls")])
+@pytest.fixture(scope="module", params=CASES)
 def finished(request, tmp_path_factory):
     """(task name, rows file, run folder)."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

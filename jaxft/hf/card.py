@@ -11,21 +11,17 @@ import jinja2
 from jaxft import __version__
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
-USES = {  # what a task reads -> its name on the hub, the classes that open the folder, and how they are called
-    "text": {
-        "pipeline": "text-classification",
-        "model": "AutoModelForSequenceClassification",
-        "reader": "AutoTokenizer",
-        "name": "tokenizer",
-        "call": 'tokenizer("some text", return_tensors="pt")',
-    },
-    "image": {
-        "pipeline": "image-classification",
-        "model": "AutoModelForImageClassification",
-        "reader": "AutoImageProcessor",
-        "name": "processor",
-        "call": 'processor(Image.open("some.png"), return_tensors="pt")',
-    },
+TEXT = {"reader": "AutoTokenizer", "name": "tokenizer", "call": 'tokenizer("some text", return_tensors="pt")'}
+IMAGE = {
+    "reader": "AutoImageProcessor",
+    "name": "processor",
+    "call": 'processor(Image.open("some.png"), return_tensors="pt")',
+}
+USES = {  # (is it of images, head) -> its name on the hub, the classes that open the folder, and how they are called
+    (False, "sequence"): {"pipeline": "text-classification", "model": "AutoModelForSequenceClassification", **TEXT},
+    (False, "masked_lm"): {"pipeline": "fill-mask", "model": "AutoModelForMaskedLM", **TEXT},
+    (False, "causal_lm"): {"pipeline": "text-generation", "model": "AutoModelForCausalLM", **TEXT},
+    (True, "sequence"): {"pipeline": "image-classification", "model": "AutoModelForImageClassification", **IMAGE},
 }
 LIBRARIES = ("jax", "flax", "optax", "tokenizers")
 
@@ -34,7 +30,9 @@ def model_card(
     *,
     name: str,
     base_model: str,
-    task: Any,
+    head: str,
+    images: bool,
+    labels: Mapping[str, str],
     dataset: str,
     split: str,
     results: Mapping[str, float],
@@ -44,13 +42,11 @@ def model_card(
 ) -> str:
     """The model card as Markdown with YAML front matter, in the form that the hub reads (model-index included).
 
-    `base_model` is a hub id, a folder, or "" for a model trained from scratch; `task` gives the labels (`hf_config`);
-    `results` are the scores measured on `split` of `dataset` with weights in `measured_in`, while the folder holds them
-    in `dtype`; `config` is the resolved config of the run, shown without the places of local files.
+    `base_model` is a hub id, a folder, or "" for a model trained from scratch; `labels` are its id2label, empty where
+    it has none; `results` are the scores measured on `split` of `dataset` with weights in `measured_in`, while the
+    folder holds them in `dtype`; `config` is the resolved config of the run, shown without the places of local files.
     No licence is stated: that is for whoever publishes the model to decide.
     """
-    labels = task.hf_config()["id2label"]
-    use = USES[task.reads]
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
@@ -69,7 +65,7 @@ def model_card(
         measured_in=measured_in,
         dtype=dtype,
         settings=[(key, _cell(_public(key, value))) for key, value in _flat(config)],
-        use=use,
+        use=USES[images, head],
         libraries={"jaxft": __version__, **{library: metadata.version(library) for library in LIBRARIES}},
     )
 

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft import disk
 from jaxft.hf import files
 from jaxft.registry import UserError
 
@@ -28,15 +27,7 @@ FILES = (
 # second and 200 MB of memory: each item costs the parser up to 60 bytes.
 TOKENIZER_BYTES = 50_000_000
 TOKENIZER_ITEMS = 3_000_000
-
-ALPHABET = 1000  # letters kept, the most frequent ones; words with any other letter become [UNK]
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Encoded(NamedTuple):
@@ -49,13 +40,17 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer with its special tokens. `vocab_size` is the highest id + 1; `fingerprint` changes with any file."""
+    """A tokenizer with its special tokens. `vocab_size` is the highest id + 1; `fingerprint` changes with any file.
+
+    `named`: "eos_token", "mask_token", ... -> id, of those that the folder's files name.
+    """
 
     tokenizer: Any
     vocab_size: int
     pad_token: str
     pad_id: int
     fingerprint: str
+    named: Mapping[str, int]
 
     def encode(self, texts: Sequence[tuple[str, str | None]], max_length: int) -> list[Encoded]:
         """Ids of (text, None) or (text, pair), special tokens included, at most `max_length`, no padding.
@@ -82,6 +77,20 @@ class TextEncoder:
             for one in encodings
         ]
 
+    def encode_documents(self, texts: Sequence[tuple[str, str | None]]) -> list[Encoded]:
+        """Ids of whole texts, special tokens included and an end-of-text token behind each, if there is one."""
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        encodings = self.tokenizer.encode_batch_fast([text for text, _ in texts])
+        end = self.named.get("eos_token")
+        documents = []
+        for one in encodings:
+            ids = np.array(one.ids, np.uint32)
+            if end is not None and (not len(ids) or ids[-1] != end):
+                ids = np.append(ids, np.uint32(end))
+            documents.append(Encoded(ids, np.zeros_like(ids), False))
+        return documents
+
 
 def load(folder: Path) -> TextEncoder:
     """The tokenizer of a model folder: `tokenizer.json`, else what transformers makes of its older files.
@@ -106,7 +115,8 @@ def load(folder: Path) -> TextEncoder:
     if pad not in vocab:
         raise UserError(f"{folder}: the padding token {pad!r} is not in the tokenizer's vocabulary")
     fingerprint = hashlib.sha256(b"".join(content)).hexdigest()
-    return TextEncoder(tokenizer, max(vocab.values()) + 1, pad, vocab[pad], fingerprint)
+    named = {which: vocab[token] for which in SPECIAL if (token := _named(folder, which)) in vocab}
+    return TextEncoder(tokenizer, max(vocab.values()) + 1, pad, vocab[pad], fingerprint, named)
 
 
 def _from_json(folder: Path, content: bytes) -> Any:
@@ -192,82 +202,3 @@ def max_length(folder: Path, positions: int) -> int:
     """How many tokens of a text to read: the tokenizer's model_max_length, at most the model's `positions`."""
     told = files.read_json(folder, CONFIG).get("model_max_length") if (folder / CONFIG).exists() else None
     return min(told, positions) if isinstance(told, int) and told > 0 else positions
-
-
-def train_wordpiece(
-    texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512
-) -> TextEncoder:
-    """Trains BERT's WordPiece tokenizer of at most `vocab` ids on `texts`; writes it for transformers into `folder`.
-
-    `positions` is the longest input of the model that it is for. The texts are held in memory: they are read twice.
-    The same texts give the same file. `folder` appears complete or not at all; raises UserError where it holds files.
-    Source: Devlin et al. 2018; Wu et al. 2016, section 4.1.
-    """
-    from tokenizers import Tokenizer, decoders, models, processors
-
-    held = list(texts)
-    # The trainer numbers the pieces inside words ("##a") in the order of a randomly seeded hash table, and breaks ties
-    # between merges by those numbers, so that every run gives another vocabulary. Given as special tokens they come
-    # first, in our order.
-    special = list(SPECIAL.values())
-    inside = sorted(piece for piece in _wordpieces(held, 0, special, lowercase) if piece.startswith("##"))
-    pieces = _wordpieces(held, vocab, special + inside, lowercase)
-
-    tokenizer: Any = Tokenizer(models.WordPiece(pieces, unk_token=SPECIAL["unk_token"], max_input_chars_per_word=100))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = _splitting(lowercase)
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_special_tokens(special)
-    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(token, pieces[token]) for token in (cls, sep)],
-    )
-    with disk.writing(folder):
-        _write(tokenizer, folder, lowercase, positions)
-    return load(folder)
-
-
-def _wordpieces(texts: list[str], vocab: int, first: list[str], lowercase: bool) -> dict[str, int]:
-    """Piece -> id: `first` in order, then every letter of `texts`, then merges up to `vocab` ids."""
-    from tokenizers import Tokenizer, models, trainers
-
-    tokenizer: Any = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk_token"]))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = _splitting(lowercase)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab, special_tokens=first, limit_alphabet=ALPHABET, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.get_vocab()
-
-
-def _splitting(lowercase: bool) -> tuple[Any, Any]:
-    """BERT's normalizer and pre-tokenizer; accents are stripped where letters are made lower case."""
-    from tokenizers import normalizers, pre_tokenizers
-
-    return normalizers.BertNormalizer(lowercase=lowercase), pre_tokenizers.BertPreTokenizer()
-
-
-def _write(tokenizer: Any, folder: Path, lowercase: bool, positions: int) -> None:
-    """The files that both transformers 4 and 5 read; vocab.txt and its options are what version 4 may rebuild from."""
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; a new tokenizer needs a folder of its own")
-    config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": lowercase,
-        "strip_accents": None,
-        "tokenize_chinese_chars": True,
-        "clean_up_tokenization_spaces": True,
-        "model_max_length": positions,
-        **SPECIAL,
-    }
-    temporary = folder.absolute().with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that died here
-    temporary.mkdir(parents=True)
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    vocab = "".join(f"{token}\n" for token in sorted(ids, key=lambda token: ids[token]))
-    (temporary / "vocab.txt").write_text(vocab, encoding="utf-8", newline="\n")
-    for name, value in ((CONFIG, config), ("special_tokens_map.json", SPECIAL)):
-        (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    (temporary / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
-    temporary.rename(folder)

@@ -15,20 +15,27 @@ from jaxft.registry import UserError, lookup
 
 INPUTS = {
     "text": "jaxft.inputs.text",
+    "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
 }
 
 
-def reads(family: Any) -> str:
-    """What a family of models reads, a key of INPUTS."""
-    return "image" if family.KIND == "vision" else "text"
+def reads(family: Any) -> tuple[str, ...]:
+    """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
+    return ("image",) if family.KIND == "vision" else ("text", "corpus")
 
 
 def of(task: Any, family: Any) -> Any:
     """The module of what `task` reads. Raises UserError where the family reads something else."""
-    if task.reads != reads(family):
+    if task.reads not in reads(family):
         raise UserError(
-            f"the task reads {task.reads}, and a {family.MODEL_TYPE} model reads {reads(family)}: set another "
+            f"the task reads {task.reads}, and a {family.MODEL_TYPE} model reads {' or '.join(reads(family))}: set "
+            "another task.name, or another model.hf or model.name"
+        )
+    if task.head not in family.HF_HEADS:
+        heads = ", ".join(family.HF_HEADS)
+        raise UserError(
+            f"task.name: the task needs a {task.head} head, and a {family.MODEL_TYPE} model has: {heads}; set another "
             "task.name, or another model.hf or model.name"
         )
     return lookup(INPUTS, task.reads, "task.name")

@@ -11,9 +11,9 @@ from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
-from jaxft.hf import tokenizer
+from jaxft.hf import tokenizer, trainers
 from jaxft.inputs.base import Inputs, Say, kept, read
-from jaxft.registry import BadRow, UserError
+from jaxft.registry import BadRow, UserError, check_name, lookup
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class TextInputs(Inputs):
 
 def placeholders(config: Config) -> dict[str, Any]:
     if config.tokenizer is None:
-        raise UserError("tokenizer=None, but the task reads text; give it a section: dict(vocab=8192, lowercase=True)")
+        raise UserError(
+            "tokenizer=None, but the task reads text; give it a section: "
+            "dict(name='wordpiece', vocab=8192, lowercase=True)"
+        )
+    check_name(trainers.TRAINERS, config.tokenizer.name, "tokenizer.name")
     return {"vocab": config.tokenizer.vocab, "pad_id": 0}
 
 
@@ -83,17 +87,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     if cfg.positions < length:
         raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
     task, dataset = read(config, hf_folder, say)
-    if hf_folder is None and not folder.exists():
-        assert config.tokenizer, "placeholders has looked"
-        say(f"training a WordPiece tokenizer of {config.tokenizer.vocab} entries")
-        tokenizer.train_wordpiece(
-            _texts(task, dataset.splits["train"]),
-            vocab=config.tokenizer.vocab,
-            lowercase=config.tokenizer.lowercase,
-            folder=folder,
-            positions=length,
-        )
-    encoder = tokenizer.load(folder if hf_folder is None else hf_folder)
+    encoder = encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     caches, plans = {}, {}
     for name, split in dataset.splits.items():
         caches[name] = _cache(task, encoder, split, length, config.input.on_bad)
@@ -108,6 +102,24 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
     return TextInputs(task, hf_folder, dataset.splits, caches, encoder, plans, length)
+
+
+def encoder_of(
+    config: Config, task: Any, train: Any, folder: Path, hf_folder: Path | None, say: Say
+) -> tokenizer.TextEncoder:
+    """The tokenizer of the checkpoint, or one that is trained on the texts of `train` and kept in `folder`."""
+    if hf_folder is None and not folder.exists():
+        assert config.tokenizer, "placeholders has looked"
+        section = config.tokenizer
+        say(f"training a {section.name} tokenizer of {section.vocab} entries")
+        lookup(trainers.TRAINERS, section.name, "tokenizer.name")(
+            _texts(task, train),
+            vocab=section.vocab,
+            lowercase=section.lowercase,
+            folder=folder,
+            positions=config.input.length,
+        )
+    return tokenizer.load(folder if hf_folder is None else hf_folder)
 
 
 def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:

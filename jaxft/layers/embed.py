@@ -19,7 +19,7 @@ from jaxft.sharding import constrain
 class Embed(nnx.Module):
     """A table [rows, D] looked up by integer id. Ids out of range would clamp: they are refused before.
 
-    `bias`: of each row, for whoever adds it to `attend`.
+    `bias`: of each row, for whoever takes the table to unembed.
     """
 
     def __init__(self, rows: int, d_model: int, axes: tuple[str, str], init: Init, bias: bool = False):
@@ -32,10 +32,6 @@ class Embed(nnx.Module):
         # The columns are gathered before the look-up: a table sharded both ways makes XLA rematerialise it in full.
         table = constrain(self.table[...].astype(dtype), self.letter + "_")
         return constrain(jnp.take(table, ids_BL, axis=0, mode="clip"), "BLD")
-
-    def attend(self, x_BLD: jax.Array) -> jax.Array:
-        """The product of each vector with each row of the table, [B, L, rows], in the dtype of `x`."""
-        return affine(x_BLD, self.table[...].astype(x_BLD.dtype).T, None)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class EncDec(nnx.Module):
     # What `encdec_flops` counts, for people.
     FLOPS_PER_TOKEN = (
         "of a source and a target token: 6 x matmul weights + 12 x layers x attended tokens x width of all heads; "
-        "of the decoder's last layer keys, values only"
+        "in the decoder's last layer and the head of the tokens that the head reads, but for keys and values"
     )
 
     def __init__(
@@ -150,7 +150,7 @@ class EncDec(nnx.Module):
 
 
 def encdec_flops(
-    *, layers: int, decoder_layers: int, attention: float, mlp: float, decoder_mlp: float, attended: float
+    *, layers: int, decoder_layers: int, attention: float, mlp: float, decoder_mlp: float, attended: float, read: float
 ) -> float:
     """Model FLOPs of one source token and one target token, forward and backward.
 
@@ -160,6 +160,6 @@ def encdec_flops(
     encoder = layers * (6 * (attention + mlp) + 12 * attended)
     # A target token attends to half of the others, being causal, and to the whole source.
     decoder = trunk_flops(
-        layers=decoder_layers, queries=attention, keys=attention, mlp=decoder_mlp, attended=1.5 * attended
+        layers=decoder_layers, queries=attention, keys=attention, mlp=decoder_mlp, attended=1.5 * attended, read=read
     )
     return encoder + decoder

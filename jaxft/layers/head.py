@@ -12,6 +12,7 @@ from jaxft.layers.dropout import dropout
 from jaxft.layers.embed import Embed
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Init, parameter, zeros
+from jaxft.layers.vocab import VocabLogits
 from jaxft.sharding import constrain
 
 Batch = Mapping[str, jax.Array]
@@ -106,13 +107,13 @@ class FirstHead(TokenHead):
 
 
 class FixedBias(nnx.Module):
-    """Numbers that a checkpoint adds to the logits, [1, 1, V]: saved again, and not trained."""
+    """Numbers that a checkpoint adds to the logits, [V]: saved again, and not trained."""
 
     def __init__(self, vocab: int):
         self.bias = parameter((1, vocab), ("T", "V"), zeros)
 
     def __call__(self) -> jax.Array:
-        return jax.lax.stop_gradient(self.bias[...].astype(jnp.float32))[None]
+        return jax.lax.stop_gradient(self.bias[0].astype(jnp.float32))
 
 
 def segment_mean(x_BLD: jax.Array, batch: Batch) -> jax.Array:
@@ -123,7 +124,7 @@ def segment_mean(x_BLD: jax.Array, batch: Batch) -> jax.Array:
 
 
 class VocabHead(nnx.Module):
-    """unembed(transform(x)) + bias over the vocabulary, of every token.
+    """unembed(transform(x)) + bias over the vocabulary: of the tokens at `at` [B, S] of the batch, without it of all.
 
     `tied` is the embedding whose table also unembeds (Press & Wolf 2016), None: the head has a table of its own, and
     the bias is that table's. `fixed_bias`: and a FixedBias.
@@ -151,21 +152,20 @@ class VocabHead(nnx.Module):
 
     @staticmethod
     def reads(batch: Batch) -> jax.Array | None:
-        return None
+        return batch.get("at")
 
-    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, L, D] -> logits_BLV."""
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> VocabLogits:
+        """[B, L, D] -> logits of each token, which nobody has computed yet."""
         if self.transform is not None:
             x_BLD = self.transform(x_BLD)
         if self.scale != 1:
             x_BLD = x_BLD * jnp.asarray(self.scale, x_BLD.dtype)
-        logits_BLV = constrain(self.unembed.attend(x_BLD).astype(jnp.float32), "BLV")
         bias = self.unembed.bias if self.bias is None else self.bias
-        if bias is not None:
-            logits_BLV += bias[...].astype(jnp.float32).reshape(1, 1, -1)
+        bias_V = None if bias is None else bias[...].astype(jnp.float32)
         if self.fixed is not None:
-            logits_BLV += self.fixed()
-        return self.softcap * jnp.tanh(logits_BLV / self.softcap) if self.softcap else logits_BLV
+            bias_V = self.fixed() if bias_V is None else bias_V + self.fixed()
+        table_VD = self.unembed.table[...]
+        return VocabLogits(x_BLD, table_VD, bias_V, self.softcap, table_VD.shape[0])
 
 
 class Transform(nnx.Module):

@@ -37,7 +37,8 @@ class Trunk(nnx.Module):
 
     # What `encoder_flops` and `decoder_flops` count, for people.
     FLOPS_PER_TOKEN = (
-        "6 x matmul weights + 12 x layers x attended tokens x d_model; of the last layer keys, values only"
+        "6 x matmul weights + 12 x layers x attended tokens x d_model; in the last layer and the head "
+        "of the tokens that the head reads, but for keys and values"
     )
 
     def __init__(
@@ -109,19 +110,25 @@ class Trunk(nnx.Module):
         return {}
 
 
-def encoder_flops(*, layers: int, d_model: int, d_ff: int, attended: float) -> float:
+def encoder_flops(*, layers: int, d_model: int, d_ff: int, attended: float, read: float) -> float:
     """Model FLOPs of one token of a BERT, forward and backward, that attends over `attended` tokens."""
     return trunk_flops(
-        layers=layers, queries=2 * d_model**2, keys=2 * d_model**2, mlp=2 * d_model * d_ff, attended=attended * d_model
+        layers=layers,
+        queries=2 * d_model**2,
+        keys=2 * d_model**2,
+        mlp=2 * d_model * d_ff,
+        attended=attended * d_model,
+        read=read,
     )
 
 
-def trunk_flops(*, layers: int, queries: float, keys: float, mlp: float, attended: float) -> float:
+def trunk_flops(*, layers: int, queries: float, keys: float, mlp: float, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward.
 
     `queries` and `keys` are weights of a layer's query and output, and of its key and value projections, `mlp` those
     that a token meets in its feed-forward, `attended` the keys that a token attends to times the width of all heads.
-    Left out is what is computed once an example: heads, and the last layer but for its keys and values.
+    `read` is the share of the tokens whose vectors a head is given: what the last layer does for others is only keys
+    and values. The head itself is left out.
     """
-    below = layers - 1
-    return 6 * (below * (queries + keys + mlp) + keys) + 12 * below * attended
+    whole = layers - 1 + read
+    return 6 * (whole * (queries + mlp) + layers * keys) + 12 * whole * attended

@@ -17,9 +17,11 @@ METRICS = {
     "spearman": "jaxft.metrics.regression:spearman",
     "mae": "jaxft.metrics.regression:mean_absolute_error",
     "mse": "jaxft.metrics.regression:mean_squared_error",
+    "perplexity": "jaxft.metrics.language:perplexity",
+    "bits_per_byte": "jaxft.metrics.language:bits_per_byte",
 }
 
-LOWER_IS_BETTER = frozenset({"loss", "ece", "mae", "mse"})
+LOWER_IS_BETTER = frozenset({"loss", "ece", "mae", "mse", "perplexity", "bits_per_byte"})
 
 
 def better(metric: str, new: float, old: float) -> bool:

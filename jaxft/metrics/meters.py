@@ -1,9 +1,11 @@
 """Meters: batches of logits and labels in, a result, a report and a table out.
 
-All have add(logits [n, C], labels, loss_sum, weight), result() -> scores by name (the curves and the choice of the best
+All have update(sums of the task's loss, what the task let the host see), add(logits [n, C], labels, loss_sum, weight)
+for what is scored on the host alone, result() -> scores by name (the curves and the choice of the best
 checkpoint), report() -> everything, JSON-able, and table() -> text for the terminal.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,16 @@ from jaxft.metrics import calibration, confusion, multilabel, regression, table
 class Meter:
     """The loss, which all tasks have."""
 
+    add: Callable[..., None]
+
     def __init__(self) -> None:
         self.loss_sum, self.weight, self.examples = 0.0, 0.0, 0
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        """Adds a batch: of its slots [B, S] those that hold an example."""
+        real_BS = seen["example"] >= 0
+        loss_sum, weight = (float(x) for x in sums["loss"])
+        self.add(seen["logits"][real_BS], seen["label"][real_BS], loss_sum, weight)
 
     def add_loss(self, loss_sum: float, weight: float, examples: int) -> None:
         self.loss_sum += float(loss_sum)

@@ -13,7 +13,7 @@ HF_LENT                                   the same of tensors of their own that,
                                           a copy; only where a family has some
 HF_ARCHITECTURES                          head -> the class that opens it in transformers
 config_from_hf, config_to_hf              config.json both ways; an unsupported field is refused by name
-flops_per_token                           for model FLOP utilisation
+flops_per_token                           for model FLOP utilisation, without the head
 """
 
 MODELS = {

@@ -83,7 +83,7 @@ def check(cfg: Any) -> None:
         raise UserError(f"model: d_model={cfg.d_model} is not divisible by decoder_heads={cfg.decoder_heads}")
 
 
-def flops_per_token(cfg: Any, attended: float) -> float:
+def flops_per_token(cfg: Any, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
     return encdec_flops(
         layers=cfg.layers,
@@ -92,6 +92,7 @@ def flops_per_token(cfg: Any, attended: float) -> float:
         mlp=2 * cfg.d_model * cfg.d_ff,
         decoder_mlp=2 * cfg.d_model * cfg.decoder_d_ff,
         attended=attended * cfg.d_model,
+        read=read,
     )
 
 

@@ -61,9 +61,9 @@ def classifier_dropout(cfg: Any) -> float:
     return cfg.dropout if cfg.classifier_dropout is None else cfg.classifier_dropout
 
 
-def flops_per_token(cfg: Any, attended: float) -> float:
+def flops_per_token(cfg: Any, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
-    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended)
+    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended, read=read)
 
 
 # ---- Hugging Face: what their tables share ----

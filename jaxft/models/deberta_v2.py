@@ -189,13 +189,13 @@ def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> SequenceHea
     return TokenHead(cfg.d_model, outputs, drop=cfg.dropout if head == "token" else 0.0, init=init)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
+def flops_per_token(cfg: Config, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens.
 
     A term of distances counts as one more product of queries and keys.
     """
     pairs = attended * (1 + len(cfg.terms) / 2)
-    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=pairs)
+    return encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=pairs, read=read)
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -77,9 +77,9 @@ class Model(Decoder):
         super().__init__(cfg, head, outputs, how, cfg.reach(), head_norms=True)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
+def flops_per_token(cfg: Config, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, in a text of `attended` tokens; a causal one sees half of it."""
-    return gemma_like.flops_per_token(cfg, 2 * attended if cfg.bidirectional else attended)
+    return gemma_like.flops_per_token(cfg, 2 * attended if cfg.bidirectional else attended, read)
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -106,10 +106,10 @@ class Decoder(Trunk):
         super().__init__(embed, block, top, how, [reach[kind] for kind in cfg.kinds()], over_model())
 
 
-def flops_per_token(cfg: Any, attended: float) -> float:
+def flops_per_token(cfg: Any, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, in a text of `attended` tokens."""
     windows = [cfg.window if kind == SLIDING else 0 for kind in cfg.kinds()]
-    return llama_like.decoder_flops(cfg, attended, of_layers=windows)
+    return llama_like.decoder_flops(cfg, attended, read, of_layers=windows)
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -90,7 +90,7 @@ def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> VocabHead |
     return TokenHead(cfg.d_model, outputs, drop=TOKEN_DROPOUT if head == "token" else 0.0, init=init)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
+def flops_per_token(cfg: Config, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward."""
     return trunk_flops(
         layers=cfg.layers,
@@ -98,6 +98,7 @@ def flops_per_token(cfg: Config, attended: float) -> float:
         keys=2 * cfg.d_model**2,
         mlp=2 * cfg.d_model * cfg.d_ff,
         attended=attended * cfg.d_model / 2,  # a causal query sees half of the others, on average
+        read=read,
     )
 
 

@@ -118,7 +118,7 @@ def decoder_head(cfg: Any, head: str, outputs: int, embed: TokenEmbed, **options
 
 
 def decoder_flops(
-    cfg: Any, attended: float, *, mlp: float | None = None, of_layers: Sequence[int] | None = None
+    cfg: Any, attended: float, read: float, *, mlp: float | None = None, of_layers: Sequence[int] | None = None
 ) -> float:
     """Model FLOPs of one token, forward and backward, in a text of `attended` tokens.
 
@@ -133,6 +133,7 @@ def decoder_flops(
         keys=2 * cfg.d_model * narrow,
         mlp=3 * cfg.d_model * cfg.d_ff if mlp is None else mlp,
         attended=seen * wide,
+        read=read,
     )
 
 

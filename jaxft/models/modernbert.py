@@ -133,7 +133,7 @@ def _head(cfg: Config, head: str, outputs: int, embed: TokenEmbed) -> Any:
     return kind(cfg.d_model, outputs, drop=cfg.classifier_dropout, init=init, transform=transform)
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
+def flops_per_token(cfg: Config, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens where nothing narrows it."""
     near = min(attended, 2 * (cfg.window // 2) + 1)
     seen = [attended if kind == GLOBAL else near for kind in cfg.layer_types]
@@ -143,6 +143,7 @@ def flops_per_token(cfg: Config, attended: float) -> float:
         keys=2 * cfg.d_model**2,
         mlp=3 * cfg.d_model * cfg.d_ff,
         attended=sum(seen) / cfg.layers * cfg.d_model,
+        read=read,
     )
 
 

@@ -61,9 +61,9 @@ def check(cfg: Any) -> None:
     llama_like.check(cfg)
 
 
-def flops_per_token(cfg: Any, attended: float) -> float:
+def flops_per_token(cfg: Any, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward."""
-    return llama_like.decoder_flops(cfg, attended, mlp=cfg.d_model * (cfg.experts + 3 * cfg.chosen * cfg.d_ff))
+    return llama_like.decoder_flops(cfg, attended, read, mlp=cfg.d_model * (cfg.experts + 3 * cfg.chosen * cfg.d_ff))
 
 
 def table(layer: str, names: Mapping[str, str], **options: bool) -> Rows:

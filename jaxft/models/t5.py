@@ -162,7 +162,7 @@ def _head(cfg: Sizes, head: str, outputs: int, embed: TokenEmbed) -> Any:
     return TokenHead(d, outputs, drop=cfg.classifier_dropout if head == "token" else 0.0, init=init)
 
 
-def flops_per_token(cfg: Sizes, attended: float) -> float:
+def flops_per_token(cfg: Sizes, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward, that attends over `attended` tokens."""
     mlp = (3 if cfg.gated else 2) * cfg.d_model * cfg.d_ff
     return encdec_flops(
@@ -172,6 +172,7 @@ def flops_per_token(cfg: Sizes, attended: float) -> float:
         mlp=mlp,
         decoder_mlp=mlp,
         attended=attended * cfg.heads * cfg.head_dim,
+        read=read,
     )
 
 

@@ -90,10 +90,10 @@ class Model(Trunk):
         )
 
 
-def flops_per_token(cfg: Config, attended: float) -> float:
+def flops_per_token(cfg: Config, attended: float, read: float) -> float:
     """Model FLOPs of one token, forward and backward; the pixels themselves take no gradient."""
     patch = 4 * cfg.d_model * cfg.channels * cfg.patch_size**2
-    return patch + encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended)
+    return patch + encoder_flops(layers=cfg.layers, d_model=cfg.d_model, d_ff=cfg.d_ff, attended=attended, read=read)
 
 
 # ---- Hugging Face: one table, both directions ----

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from jaxft.registry import UserError, check_options, lookup
 
 TASKS = {
+    "causal_lm": "jaxft.tasks.causal_lm:CausalLm",
     "cls": "jaxft.tasks.cls:Cls",
     "image_cls": "jaxft.tasks.image_cls:ImageCls",
+    "masked_lm": "jaxft.tasks.masked_lm:MaskedLm",
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",

@@ -25,7 +25,6 @@ class ImageCls(OneClass):
 
     reads: ClassVar[str] = "image"
     columns: ClassVar[dict[str, str]] = {"image": "image", "label": "label"}  # where nothing else is said
-    head: ClassVar[str] = "sequence"
 
     def __post_init__(self) -> None:
         settle_metric(self)

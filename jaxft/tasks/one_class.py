@@ -15,10 +15,11 @@ from jaxft.metrics.meters import ClassMeter, softmax
 from jaxft.registry import UserError
 from jaxft.tasks import labels
 from jaxft.tasks.text import Row, Splits, cell, find_classes
+from jaxft.tasks.whole import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneClass:
+class OneClass(Whole):
     """Options, loss and scores of a task; the task itself says how a row is read.
 
     smoothing: share of the target spread over all classes. classes: () = those of the train split, in order.

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from jaxft.registry import BadRow, UserError, nearest
 from jaxft.tasks.labels import Names, in_order
+from jaxft.tasks.whole import Whole
 
 Row = Mapping[str, Any]
 Splits = Mapping[str, Any]  # split name -> data.source.Split: rows, where(i)
@@ -14,7 +15,7 @@ SHOWN = 5  # places listed in a message
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextTask:
+class TextTask(Whole):
     """text, pair, label: column names (pair "": one text a row). metric: the score that picks the best checkpoint."""
 
     text: str
@@ -24,7 +25,6 @@ class TextTask:
 
     reads: ClassVar[str] = "text"
     columns: ClassVar[dict[str, str]] = {"text": "text", "pair": "", "label": "label"}  # where nothing else is said
-    head: ClassVar[str] = "sequence"  # one logit vector per segment of a packed row
     metrics: ClassVar[tuple[str, ...]]  # what may be chosen as `metric`; the first is the task's own
 
     def __post_init__(self) -> None:

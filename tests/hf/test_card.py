@@ -1,21 +1,20 @@
 """The model card: front matter that the hub reads, measured scores, nothing private."""
 
-from types import SimpleNamespace
-
 import pytest
 from huggingface_hub import ModelCard
 
 from jaxft.hf.card import dataset_name, model_card
 
-LABELS = {"id2label": {"0": "no", "1": "yes | maybe", "10": "ten", "2": "two"}}
-TASK = SimpleNamespace(reads="text", hf_config=lambda: LABELS)
+LABELS = {"0": "no", "1": "yes | maybe", "10": "ten", "2": "two"}
 
 
 def card(**changes):
     given = dict(
         name="sst2",
         base_model="google-bert/bert-base-cased",
-        task=TASK,
+        head="sequence",
+        images=False,
+        labels=LABELS,
         dataset="tfds",
         split="validation",
         results={"accuracy": 0.93123, "loss": 0.2, "mcc": float("nan")},
@@ -80,7 +79,7 @@ def test_rounded_weights_do_not_claim_the_scores_of_exact_ones(dtype, exact):
 
 def test_the_loading_line_names_the_class():
     assert "AutoModelForSequenceClassification.from_pretrained" in card()
-    images = card(task=SimpleNamespace(reads="image", hf_config=lambda: LABELS))
+    images = card(images=True)
     assert "AutoModelForImageClassification.from_pretrained" in images
     assert "processor = AutoImageProcessor.from_pretrained" in images and "from PIL import Image\nfrom tr" in images
     assert ModelCard(images).data.pipeline_tag == "image-classification"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxft.hf import tokenizer
+from jaxft.hf import tokenizer, trainers
 from jaxft.registry import UserError
 
 TEXTS = [
@@ -28,7 +28,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    return folder, tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=True, folder=folder, positions=64)
+    return folder, trainers.wordpiece(corpus(), vocab=150, lowercase=True, folder=folder, positions=64)
 
 
 def test_special_tokens_come_first_and_padding_is_zero(trained):
@@ -41,7 +41,7 @@ def test_special_tokens_come_first_and_padding_is_zero(trained):
 def test_transformers_gives_the_same_ids_types_and_truncation(tmp_path, lowercase):
     from transformers import AutoTokenizer
 
-    encoder = tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=lowercase, folder=tmp_path)
+    encoder = trainers.wordpiece(corpus(), vocab=150, lowercase=lowercase, folder=tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     examples = [(text, None) for text in TEXTS]
     pairs = [(a, b) for a in TEXTS for b in TEXTS]
@@ -75,7 +75,7 @@ def test_training_again_in_another_process_gives_the_same_file(trained, tmp_path
     program = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_tokenizer as t; "
         "folder = pathlib.Path(sys.argv[2]); "
-        "t.tokenizer.train_wordpiece(t.corpus(), vocab=150, lowercase=True, folder=folder, positions=64)"
+        "t.trainers.wordpiece(t.corpus(), vocab=150, lowercase=True, folder=folder, positions=64)"
     )
     for run in ("one", "two"):
         subprocess.run([sys.executable, "-c", program, Path(__file__).parent, tmp_path / run], check=True)
@@ -85,7 +85,7 @@ def test_training_again_in_another_process_gives_the_same_file(trained, tmp_path
 
 def test_a_folder_in_use_is_not_overwritten(trained):
     with pytest.raises(UserError, match="is not empty"):
-        tokenizer.train_wordpiece(corpus(), vocab=150, lowercase=True, folder=trained[0])
+        trainers.wordpiece(corpus(), vocab=150, lowercase=True, folder=trained[0])
 
 
 def test_a_folder_with_only_vocab_txt_is_opened_through_transformers(trained, tmp_path):
@@ -117,7 +117,7 @@ def test_settings_stored_in_the_file_do_not_leak_into_encoding(trained, tmp_path
 
 def test_the_fingerprint_follows_the_content(trained, tmp_path):
     assert tokenizer.load(trained[0]).fingerprint == trained[1].fingerprint
-    other = tokenizer.train_wordpiece(corpus(), vocab=120, lowercase=True, folder=tmp_path)
+    other = trainers.wordpiece(corpus(), vocab=120, lowercase=True, folder=tmp_path)
     assert other.fingerprint != trained[1].fingerprint
 
 

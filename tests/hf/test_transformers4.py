@@ -9,7 +9,7 @@ from flax.traverse_util import unflatten_dict
 from jaxft import build
 from jaxft.classifier import Classifier
 from jaxft.hf import folder as hf_folder
-from jaxft.hf import tokenizer
+from jaxft.hf import tokenizer, trainers
 from jaxft.tasks import Example
 from tests import tiny
 from tests.hf import version4
@@ -37,7 +37,7 @@ def exported(tmp_path_factory):
     """A folder as every export writes it: random weights, a tokenizer trained here, three labels."""
     folder = tmp_path_factory.mktemp("export")
     texts = [row["text"] for row in reviews(100, 0)] + ["Café déjà vu, naïve!", "中文 字符"]
-    encoder = tokenizer.train_wordpiece(
+    encoder = trainers.wordpiece(
         texts, vocab=200, lowercase=True, folder=folder / "tokenizer", positions=tiny.bert.TINY.positions
     )
     cfg = tiny.dataclasses.replace(tiny.bert.TINY, vocab=encoder.vocab_size, init_std=0.2)

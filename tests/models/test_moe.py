@@ -10,7 +10,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxft import build, sharding
-from jaxft.layers.loss import softmax_cross_entropy
 from jaxft.models import bert, mixtral, qwen3_moe
 from jaxft.registry import UserError
 from jaxft.state import with_losses
@@ -39,7 +38,7 @@ def rows(family):
 def sums(net, params, batch):
     logits, own = net.forward_with_losses(params, batch, None)
     labels = jnp.where(batch["segment"] > 0, batch["ids"], -1)
-    return with_losses({"loss": softmax_cross_entropy(logits, labels, jnp.ones(labels.shape))}, own)
+    return with_losses(logits.cross_entropy(labels, jnp.ones(labels.shape)), own)
 
 
 @pytest.mark.slow
@@ -149,7 +148,7 @@ def test_both_dialects_of_qwens_file_are_read():
 def test_only_experts_that_a_token_meets_count_as_work():
     few, many = (dataclasses.replace(mixtral.TINY, experts=n) for n in (4, 8))
     router = 6 * (few.layers - 1) * 4 * few.d_model
-    assert mixtral.flops_per_token(many, 10) - mixtral.flops_per_token(few, 10) == router
+    assert mixtral.flops_per_token(many, 10, 0.0) - mixtral.flops_per_token(few, 10, 0.0) == router
     more = dataclasses.replace(mixtral.TINY, chosen=3)
     expert = 6 * (few.layers - 1) * 3 * few.d_model * few.d_ff
-    assert mixtral.flops_per_token(more, 10) - mixtral.flops_per_token(few, 10) == expert
+    assert mixtral.flops_per_token(more, 10, 0.0) - mixtral.flops_per_token(few, 10, 0.0) == expert

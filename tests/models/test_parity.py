@@ -17,6 +17,7 @@ from jaxft.hf import load as hf_load
 from jaxft.hf import save as hf_save
 from jaxft.hf.layout import parts, rows
 from jaxft.layers.loss import IGNORE, softmax_cross_entropy
+from jaxft.layers.vocab import VocabLogits
 from jaxft.models import MODELS
 from jaxft.registry import lookup
 from jaxft.state import with_losses
@@ -215,7 +216,11 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
     def loss(params):
         logits, own = case.net.forward_with_losses(params, batch, None)
         wanted = jnp.asarray(labels[:, None] if case.head == "sequence" else labels)
-        task = {"loss": softmax_cross_entropy(logits, wanted, jnp.ones(wanted.shape))}
+        weights = jnp.ones(wanted.shape)
+        if isinstance(logits, VocabLogits):
+            task = logits.cross_entropy(wanted, weights)
+        else:
+            task = {"loss": softmax_cross_entropy(logits, wanted, weights)}
         total, weight = with_losses(task, own)["loss"]
         return total / weight
 

@@ -1,0 +1,112 @@
+"""Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft import cache
+from jaxft.config import Config
+from jaxft.data import corpus, tokens
+from jaxft.data.pipeline import Batch
+from jaxft.hf import tokenizer, vocabulary
+from jaxft.inputs import text
+from jaxft.inputs.base import Inputs, Say, kept, read
+from jaxft.registry import UserError
+
+placeholders = text.placeholders
+beside = text.beside
+
+
+@dataclass(frozen=True)
+class CorpusInputs(Inputs):
+    """Rows of `length` tokens, which the task may `change` at random."""
+
+    encoder: Any
+    length: int
+    seed: int
+    change: Callable[..., Batch]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"vocab": self.encoder.vocab_size, "pad_id": self.encoder.pad_id}
+
+    def check(self, cfg: Any) -> None:
+        """Raises UserError for a token without an embedding."""
+        tokenizer.check_vocab(self.encoder, cfg.vocab)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return corpus.segment_lengths(self.caches["train"], self.length)
+
+    def rows(self, split: str) -> int:
+        return corpus.rows(self.caches[split], self.length)
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"tokenizer": self.encoder.fingerprint}
+
+    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+        return corpus.batches(
+            self.caches["train"],
+            self.change,
+            batch=config.train.batch,
+            row_length=self.length,
+            seed=self.seed,
+            start=start,
+            process=process,
+            processes=processes,
+        )
+
+    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+        return corpus.eval_batches(
+            self.caches[split],
+            self.change,
+            batch=batch,
+            row_length=self.length,
+            seed=self.seed,
+            process=process,
+            processes=processes,
+        )
+
+    def places(self, batch: Batch) -> list[str]:
+        """Where the document was read that each row of a training batch begins in."""
+        held, rows_B = self.caches["train"], batch["example"][batch["example"] >= 0]
+        document_B = np.searchsorted(held.offsets, rows_B * self.length, side="right") - 1
+        return [self.splits["train"].where(int(held.row[document])) for document in document_B]
+
+
+def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> CorpusInputs:
+    """Reads the data, trains the tokenizer in `folder` where `hf_folder` brings none, and tokenises what is not cached.
+
+    Raises UserError before any compile.
+    """
+    length = config.input.length
+    if cfg.positions < length:
+        raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
+    task, dataset = read(config, hf_folder, say)
+    encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
+    change = task.change(vocabulary.of(encoder))
+    caches = {}
+    for name, split in dataset.splits.items():
+        held = caches[name] = _cache(task, encoder, split, config.input.on_bad)
+        documents, size = len(held.lengths), int(held.offsets[-1])
+        say(
+            f"{name}: {kept(held.counts)}: {documents:,} documents of {size:,} tokens, "
+            f"{held.labels.sum(dtype=np.int64) / size:.2f} bytes a token; "
+            f"{corpus.rows(held, length):,} rows of {length} tokens"
+        )
+    return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
+
+
+def _cache(task: Any, encoder: Any, split: Any, on_bad: str) -> Any:
+    """The token cache of one split, from the private cache folder where it is already there."""
+    return tokens.build(
+        split,
+        task.example,
+        encoder.encode_documents,
+        key={"tokenizer": encoder.fingerprint, "named": repr(sorted(encoder.named.items())), "column": task.text},
+        folder=str(cache.private_dir("tokens")),
+        on_bad=on_bad,
+    )

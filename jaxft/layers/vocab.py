@@ -1,0 +1,203 @@
+"""Logits over a vocabulary, which are not computed before it is known what of them is wanted.
+
+They are the largest array of a language model by far. Their cross-entropy is computed for some tokens at a time,
+gradients included, so that no more than a piece of them is ever held.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxft import sharding
+from jaxft.layers.loss import IGNORE
+from jaxft.layers.sums import outer_sum
+from jaxft.sharding import constrain
+
+PIECE = 2**23  # logits that one device holds at a time: 32 MB of float32
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclass(frozen=True)
+class VocabLogits:
+    """cap * tanh((x table^T + bias) / cap), the first `vocab` of each token; without the cap where `softcap` is 0."""
+
+    x_BLD: jax.Array
+    table_VD: jax.Array
+    bias_V: jax.Array | None
+    softcap: float
+    vocab: int  # rows of the table beyond that fill it up and name no word
+
+    def array(self) -> jax.Array:
+        """All of them, float32 [B, L, vocab]."""
+        table_VD = _whole_rows(self.table_VD, self.x_BLD.dtype)
+        return constrain(_logits(self.x_BLD, table_VD, self.bias_V, self.softcap), "BLV")[..., : self.vocab]
+
+    def cross_entropy(
+        self, labels_BL: jax.Array, weights_BL: jax.Array, *, smoothing: float = 0.0, z: float = 0.0
+    ) -> Sums:
+        """Sums and weights: "loss", the cross-entropy as layers.loss has it, and "accuracy".
+
+        Labels outside [0, vocab) do not count. `z` > 0 adds z * logsumexp(logits)^2 to each token's loss (Chowdhery et
+        al. 2022, section 5).
+        """
+        how = _How(self.softcap, self.vocab, smoothing, z)
+        counts_BL = (labels_BL >= 0) & (labels_BL < self.vocab) & (labels_BL != IGNORE) & (weights_BL > 0)
+        weights_BL = jnp.where(counts_BL, weights_BL.astype(jnp.float32), 0)
+        summed: Any = _summed(how, self.x_BLD, self.table_VD, self.bias_V, labels_BL, weights_BL)
+        (loss, hits), weight = summed, weights_BL.sum()
+        return {"loss": (loss, weight), "accuracy": (hits, weight)}
+
+
+@dataclass(frozen=True)
+class _How:
+    """Constants of the program."""
+
+    softcap: float
+    vocab: int
+    smoothing: float
+    z: float
+
+
+def _logits(x_BLD: jax.Array, table_VD: jax.Array, bias_V: jax.Array | None, softcap: float) -> jax.Array:
+    logits_BLV = _product(x_BLD, table_VD)
+    if bias_V is not None:
+        logits_BLV += bias_V.astype(jnp.float32).reshape(1, 1, -1)
+    return softcap * jnp.tanh(logits_BLV / softcap) if softcap else logits_BLV
+
+
+def _whole_rows(table_VD: jax.Array, dtype: Any) -> jax.Array:
+    """Gathered where their columns are shared out, once for all pieces."""
+    return constrain(table_VD.astype(dtype), "V_")
+
+
+@jax.custom_vjp
+def _product(x_BLD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """x table^T in float32, of factors in less; their gradients are products of factors in less again."""
+    return jnp.matmul(x_BLD, table_VD.T, preferred_element_type=jnp.float32)
+
+
+def _product_forward(x_BLD: jax.Array, table_VD: jax.Array) -> tuple[jax.Array, Any]:
+    return _product(x_BLD, table_VD), (x_BLD, table_VD)
+
+
+def _product_backward(saved: Any, g_BLV: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BLD, table_VD = saved
+    g_BLV = g_BLV.astype(x_BLD.dtype)
+    return g_BLV @ table_VD, outer_sum(g_BLV, x_BLD).astype(table_VD.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def _loss(
+    how: _How,
+    x_BLD: jax.Array,
+    table_VD: jax.Array,
+    bias_V: jax.Array | None,
+    labels_BL: jax.Array,
+    weights_BL: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """(summed loss, summed hits) of a piece; what has no weight adds 0 to them and to every gradient."""
+    x_BLD = jnp.where((weights_BL > 0)[..., None], x_BLD, 0)
+    logits_BLV = constrain(_logits(x_BLD, table_VD, bias_V, how.softcap), "BLV")
+    word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
+    inside = jnp.where(word_V < how.vocab, logits_BLV, -jnp.inf)
+    # A comparison instead of a gather: the words may be shared out over devices.
+    target_BL = jnp.where(word_V == labels_BL[..., None], logits_BLV, 0).sum(-1)
+    hits = ((target_BL >= inside.max(-1)) * weights_BL).sum()
+    logsumexp_BL = jax.nn.logsumexp(inside, axis=-1)
+    if how.smoothing:
+        mean_BL = jnp.where(word_V < how.vocab, logits_BLV, 0).sum(-1) / how.vocab
+        target_BL = (1 - how.smoothing) * target_BL + how.smoothing * mean_BL
+    loss_BL = logsumexp_BL - target_BL + how.z * jnp.square(logsumexp_BL)
+    return (loss_BL * weights_BL).sum(), jax.lax.stop_gradient(hits)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(
+    how: _How,
+    x_BLD: jax.Array,
+    table_VD: jax.Array,
+    bias_V: jax.Array | None,
+    labels_BL: jax.Array,
+    weights_BL: jax.Array,
+) -> Any:
+    """(summed loss, summed hits): `_loss` of the whole, piece by piece along L.
+
+    The gradients of a piece are computed with its loss, while its logits are there; the backward pass only multiplies
+    them by that of the sum.
+    """
+    table_VD = _whole_rows(table_VD, x_BLD.dtype)
+
+    def add(total: Any, piece: Any) -> tuple[Any, None]:
+        x, labels, weights = piece
+        return jax.tree.map(jnp.add, total, _loss(how, x, table_VD, bias_V, labels, weights)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    return jax.lax.scan(add, (zero, zero), _pieces(x_BLD, labels_BL, weights_BL, table_VD.shape[0]))[0]
+
+
+def _summed_forward(
+    how: _How,
+    x_BLD: jax.Array,
+    table_VD: jax.Array,
+    bias_V: jax.Array | None,
+    labels_BL: jax.Array,
+    weights_BL: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    words_VD = _whole_rows(table_VD, x_BLD.dtype)
+
+    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
+        x, labels, weights = piece
+        loss, pull, hits = jax.vjp(
+            lambda x, words, bias: _loss(how, x, words, bias, labels, weights), x, words_VD, bias_V, has_aux=True
+        )
+        g_x, g_words, g_bias = pull(jnp.ones_like(loss))
+        sums, g_table, g_bias_sum = total
+        sums = jax.tree.map(jnp.add, sums, (loss, hits))
+        g_bias_sum = jax.tree.map(lambda a, b: a + b.astype(a.dtype), g_bias_sum, g_bias)
+        return (sums, g_table + constrain(g_words.astype(jnp.float32), "V_"), g_bias_sum), g_x
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (
+        (zero, zero),
+        constrain(jnp.zeros(table_VD.shape, jnp.float32), "V_"),
+        jax.tree.map(lambda bias: jnp.zeros(bias.shape, jnp.float32), bias_V),
+    )
+    (sums, g_table_VD, g_bias_V), g_NBLD = jax.lax.scan(
+        add, start, _pieces(x_BLD, labels_BL, weights_BL, table_VD.shape[0])
+    )
+    g_BLD = jnp.moveaxis(g_NBLD, 0, 1).reshape(x_BLD.shape[0], -1, x_BLD.shape[2])[:, : x_BLD.shape[1]]
+    like = jax.tree.map(lambda leaf: jnp.zeros((0,), leaf.dtype), (x_BLD, table_VD, bias_V))
+    return sums, ((g_BLD, g_table_VD, g_bias_V), like)
+
+
+def _summed_backward(how: _How, saved: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    grads, like = saved
+    scaled = jax.tree.map(lambda grad, leaf: (grad * given[0].astype(grad.dtype)).astype(leaf.dtype), grads, like)
+    return (*scaled, None, None)
+
+
+_summed.defvjp(_summed_forward, _summed_backward)
+
+
+def _pieces(x_BLD: jax.Array, labels_BL: jax.Array, weights_BL: jax.Array, words: int) -> Any:
+    """The arrays cut along L, [N, B, L / N, ...], filled up by tokens without weight."""
+    B, L, _ = x_BLD.shape
+    active = sharding.active()
+    shared = 1 if active is None else sharding.batch_shards(active.mesh, active.rules)
+    shared *= 1 if active is None else sharding.pieces("V", active.rules, active.mesh)
+    n = min(L, -(-B * L * words // (PIECE * shared)))
+    size = -(-L // n)
+    n = -(-L // size)
+
+    def cut(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, ((0, 0), (0, n * size - L), *[(0, 0)] * (array.ndim - 2)))
+        pieces = jnp.moveaxis(padded.reshape(B, n, size, *array.shape[2:]), 1, 0)
+        return constrain(pieces, "_BLD"[: pieces.ndim])
+
+    return cut(x_BLD), cut(labels_BL), cut(weights_BL)

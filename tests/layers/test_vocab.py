@@ -1,0 +1,107 @@
+"""The loss over a vocabulary piece by piece: numbers and gradients of all logits at once, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxft import sharding
+from jaxft.layers import vocab
+from jaxft.layers.loss import IGNORE, softmax_cross_entropy
+from jaxft.layers.vocab import VocabLogits
+from tests import tiny
+
+B, L, D, ROWS, WORDS = 4, 7, 16, 40, 37
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # float32; never loosened
+RULES = {"B": ("data", "fsdp"), "V": "tensor"}
+
+
+@pytest.fixture
+def pieces(monkeypatch):
+    """Two tokens of a row at a time, the last piece filled up."""
+    monkeypatch.setattr(vocab, "PIECE", B * ROWS * 2)
+
+
+def given(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    x, table, bias = (jnp.asarray(rng.normal(size=size), dtype) for size in ((B, L, D), (ROWS, D), (ROWS,)))
+    labels = rng.integers(0, WORDS, (B, L)).astype(np.int32)
+    labels[0, :3], labels[1, 2], labels[2, 1] = IGNORE, WORDS, -1  # none of these counts
+    return x, table, bias, jnp.asarray(labels), jnp.asarray(rng.uniform(0.5, 2, (B, L)), jnp.float32)
+
+
+def whole(x, table, bias, labels, weights, softcap, smoothing, z):
+    logits = x @ table.T + (0 if bias is None else bias[None, None])
+    logits = (softcap * jnp.tanh(logits / softcap) if softcap else logits)[..., :WORDS]
+    loss, weight = softmax_cross_entropy(logits, labels, weights, smoothing)
+    counts = jnp.where((labels >= 0) & (labels < WORDS), weights, 0)
+    return loss + z * (counts * jnp.square(jax.nn.logsumexp(logits, -1))).sum(), weight
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("softcap", "smoothing", "z"), [(0.0, 0.0, 0.0), (3.0, 0.0, 0.0), (0.0, 0.1, 0.01)])
+def test_loss_and_gradients_are_those_of_all_logits_at_once(pieces, softcap, smoothing, z, bias):
+    x, table, bias_V, labels, weights = given()
+    bias_V = bias_V if bias else None
+
+    def ours(x, table, bias_V):
+        logits = VocabLogits(x, table, bias_V, softcap, WORDS)
+        return 3.0 * logits.cross_entropy(labels, weights, smoothing=smoothing, z=z)["loss"][0]
+
+    def theirs(x, table, bias_V):
+        return 3.0 * whole(x, table, bias_V, labels, weights, softcap, smoothing, z)[0]
+
+    found = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(x, table, bias_V)
+    expected = jax.jit(jax.value_and_grad(theirs, (0, 1, 2)))(x, table, bias_V)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), found, expected)
+
+
+def test_weights_hits_and_logits_are_those_of_the_words_alone(pieces):
+    x, table, bias, labels, weights = given()
+    logits = VocabLogits(x, table.at[WORDS:].set(100.0), bias, 0.0, WORDS)  # rows that fill up win nothing
+    sums, all_BLV = logits.cross_entropy(labels, weights), logits.array()
+    counts = jnp.where((labels >= 0) & (labels < WORDS), weights, 0)
+    assert all_BLV.shape == (B, L, WORDS)
+    np.testing.assert_allclose(sums["loss"][1], counts.sum(), **TOLERANCE)
+    np.testing.assert_allclose(sums["accuracy"][0], ((all_BLV.argmax(-1) == labels) * counts).sum(), **TOLERANCE)
+
+
+def test_a_token_that_does_not_count_leaves_no_trace_even_if_it_is_not_finite(pieces):
+    x, table, bias, labels, weights = given()
+
+    def loss(x, table, bias):
+        return VocabLogits(x, table, bias, 0.0, WORDS).cross_entropy(labels, weights)["loss"][0]
+
+    clean, dirty = (jax.value_and_grad(loss, (0, 1, 2))(one, table, bias) for one in (x, x.at[0, 0].set(jnp.nan)))
+    jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+    assert (dirty[1][0][0, 0] == 0).all()
+
+
+def test_over_a_mesh_it_is_what_one_device_computes(pieces):
+    x, table, bias, labels, weights = given()
+
+    def loss(x, table, bias):
+        return VocabLogits(x, table, bias, 0.0, WORDS).cross_entropy(labels, weights)["loss"][0]
+
+    def sharded(*arrays):
+        with sharding.activations(mesh, RULES):
+            return loss(*arrays)
+
+    mesh = tiny.mesh(data=2, fsdp=2, tensor=2)
+    found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(x, table, bias)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, table, bias)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), found, expected)
+
+
+def test_memory_is_that_of_a_piece_and_products_are_in_the_dtype_of_the_model():
+    tokens, words = 2048, 32_000
+
+    def loss(x, table, labels):
+        return VocabLogits(x, table, None, 0.0, words).cross_entropy(labels, jnp.ones(labels.shape))["loss"][0]
+
+    shapes = [((1, tokens, D), jnp.bfloat16), ((words, D), jnp.float32), ((1, tokens), jnp.int32)]
+    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert used < tokens * words * 4 / 2, f"{used:,} bytes, of which all logits would be {tokens * words * 4:,}"
+    products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
+    assert products and all("bf16" in line.split(":")[-1].split("->")[0] for line in products)
