@@ -46,7 +46,7 @@ FLAGS = {
     "--wrokdir=x": ("'wrokdir'", "workdir"),
     "extra": ("'extra': no such argument; what is set is written --flag=value",),
     "--config.model.name=brt": ("model.name='brt' is not known; known: bart, bert", 'did you mean "bert"?'),
-    "--config.task.name=clss": ("task.name='clss' is not known; known: cls", 'did you mean "cls"?'),
+    "--config.task.name=clss": ("task.name='clss' is not known; known: ", 'did you mean "cls"?'),
     "--config.data.name=file": ("data.name='file' is not known", 'did you mean "files"?'),
     "--config.optim.name=adam": ("optim.name='adam' is not known", 'did you mean "adamw"?'),
     "--config.schedule.name=liner": ("schedule.name='liner' is not known", 'did you mean "linear"?'),
