@@ -10,9 +10,11 @@ from jaxft.metrics import table
 from jaxft.metrics.meters import Meter
 
 
-def perplexity(loss: float) -> float:
-    """exp of the mean loss of a token."""
-    return math.exp(loss) if loss < 700 else math.inf
+def perplexity(loss_sum: float, tokens: float) -> float:
+    """exp of the mean loss of a token. NaN of no token."""
+    if not tokens:
+        return math.nan
+    return math.exp(loss_sum / tokens) if loss_sum / tokens < 700 else math.inf
 
 
 def bits_per_byte(loss_sum: float, size: float) -> float:
@@ -38,7 +40,7 @@ class LanguageMeter(Meter):
             raise ValueError("no scores of nothing: no token was added")
         scores = {
             "loss": self.loss,
-            "perplexity": perplexity(self.loss),
+            "perplexity": perplexity(self.loss_sum, self.weight),
             "bits_per_byte": bits_per_byte(self.loss_sum, self.bytes),
             "accuracy": self.hits / self.weight,
         }

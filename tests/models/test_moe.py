@@ -117,7 +117,7 @@ def test_the_tasks_loss_and_those_of_routers_add_up_at_their_coefficients():
     plain, routed = (network(mixtral, cfg=cfg) for cfg in (mixtral.TINY, mixtral.VARIANTS["losses"]))
     params, batch = random_parameters(plain), rows(mixtral)
     task, both = (jax.jit(lambda p, b, net=net: sums(net, p, b))(params, batch) for net in (plain, routed))
-    assert task.keys() == {"loss"}
+    assert task.keys() == {"loss", "accuracy"}
     mean = {name: float(total / weight) for name, (total, weight) in both.items()}
     expected = task["loss"][0] / task["loss"][1] + mean["router_balance"] + mean["router_z"]
     np.testing.assert_allclose(mean["loss"], expected, **TOLERANCE)
