@@ -20,6 +20,7 @@ from jaxft.config import Model as ModelSection
 from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
 from jaxft.hf.layout import rows
+from jaxft.layers.cache import Cache
 from jaxft.layers.kernels import choice
 from jaxft.layers.parameter import Init
 from jaxft.layers.stack import Execution
@@ -68,6 +69,21 @@ class Network:
         if isinstance(logits, VocabLogits):
             logits = dataclasses.replace(logits, vocab=self.cfg.vocab)
         return logits, losses
+
+    def start(self, params: Any, batch: Mapping[str, jax.Array], room: int) -> tuple[jax.Array, Cache]:
+        """Of rows that end together (layers.trunk, layers.encdec): logits_BV of what follows, and what is kept of them.
+
+        `room` is for how many tokens more.
+        """
+        with self.tracing():
+            logits, cache = nnx.merge(self.structure, params).start(batch, room)
+            return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
+
+    def next(self, params: Any, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[jax.Array, Cache]:
+        """The same after one more token of every row: ids, segment and position [B, 1]."""
+        with self.tracing():
+            logits, cache = nnx.merge(self.structure, params).next(batch, cache)
+            return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:

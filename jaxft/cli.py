@@ -76,7 +76,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
 def classifier(arguments: argparse.Namespace) -> Any:
     """The model that --run or --hf names, with the run's columns where the flags name none."""
-    source = _source(arguments.run, arguments.hf)
+    source = source_of(arguments.run, arguments.hf)
     task: dict[str, Any] = {}
     if arguments.run:
         from jaxft.config import parse
@@ -104,10 +104,10 @@ def check_output(path: Path) -> None:
         raise UserError(f"--output={path}: the folder {path.parent} cannot be written")
 
 
-def _source(run: str, hf: str) -> str:
-    """The hub folder that --run or --hf names: exactly one of the two. Raises UserError otherwise."""
+def source_of(run: str, hf: str, flag: str = "--hf") -> str:
+    """The hub folder that --run or `flag` names: exactly one of the two. Raises UserError otherwise."""
     if bool(run) == bool(hf):
-        raise UserError("name one of --run=RUN_FOLDER and --hf=HUB_ID_OR_FOLDER")
+        raise UserError(f"name one of --run=RUN_FOLDER and {flag}=HUB_ID_OR_FOLDER")
     if hf:
         return hf
     folder = Path(run)
@@ -116,6 +116,6 @@ def _source(run: str, hf: str) -> str:
     if not (folder / "hf").is_dir():
         raise UserError(
             f"--run={run} has no hf/ folder: the run is not finished. Finish it, or export a checkpoint with "
-            f"python -m jaxft.export --run={run} --out=DIR and pass --hf=DIR"
+            f"python -m jaxft.export --run={run} --out=DIR and pass {flag}=DIR"
         )
     return str(folder / "hf")

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "jaxft"
-VERBS = {"main", "evaluate", "predict", "export"}
+VERBS = {"main", "evaluate", "predict", "generate", "export"}
 NOTHING: set[str] = set()
 LEAVES = {
     "registry",
@@ -34,6 +34,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "layers": {"sharding"},
     "models": {"layers", "sharding"},
     "tasks": {"layers", "metrics"},
+    "generation": {"layers"},
     "hf": {"sharding"},
 }
 OWNERS = {  # library -> the rooms that may import it

@@ -91,6 +91,17 @@ class TextEncoder:
             documents.append(Encoded(ids, np.zeros_like(ids), False))
         return documents
 
+    def whole(self, texts: Sequence[str], *, special: bool = True) -> list[np.ndarray]:
+        """Ids of each text, however long, int32; with or without the special tokens that the tokenizer adds."""
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
+        return [np.array(one.ids, np.int32) for one in encodings]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
 
 def load(folder: Path) -> TextEncoder:
     """The tokenizer of a model folder: `tokenizer.json`, else what transformers makes of its older files.
@@ -115,7 +126,7 @@ def load(folder: Path) -> TextEncoder:
     if pad not in vocab:
         raise UserError(f"{folder}: the padding token {pad!r} is not in the tokenizer's vocabulary")
     fingerprint = hashlib.sha256(b"".join(content)).hexdigest()
-    named = {which: vocab[token] for which in SPECIAL if (token := _named(folder, which)) in vocab}
+    named = {which: vocab[token] for which in SPECIAL if (token := special_token(folder, which)) in vocab}
     return TextEncoder(tokenizer, max(vocab.values()) + 1, pad, vocab[pad], fingerprint, named)
 
 
@@ -149,10 +160,10 @@ SPARE = ("<|finetune_right_pad_id|>",)
 
 def _pad_token(folder: Path, vocab: Mapping[str, int]) -> str:
     """The padding token's text: the one that the files name, else a spare one, else the end-of-text token."""
-    named = _named(folder, "pad_token")
-    if named is not None:
-        return named
-    for token in (*SPARE, _named(folder, "eos_token")):
+    pad = special_token(folder, "pad_token")
+    if pad is not None:
+        return pad
+    for token in (*SPARE, special_token(folder, "eos_token")):
         if token is not None and token in vocab:
             return token
     raise UserError(
@@ -160,7 +171,7 @@ def _pad_token(folder: Path, vocab: Mapping[str, int]) -> str:
     )
 
 
-def _named(folder: Path, which: str) -> str | None:
+def special_token(folder: Path, which: str) -> str | None:
     """A special token's text, from whichever file names it; a token may be a string or an object with `content`."""
     for name in (CONFIG, "special_tokens_map.json"):
         token = files.read_json(folder, name).get(which) if (folder / name).exists() else None
@@ -192,7 +203,7 @@ def copy_files(source: Path, target: Path, max_length: int) -> list[str]:
         shutil.copyfile(files.inside(source, name), target / name)
     if CONFIG in present:
         config = files.read_json(source, CONFIG) | {"model_max_length": max_length}
-        if _named(source, "pad_token") is None:
+        if special_token(source, "pad_token") is None:
             config["pad_token"] = load(source).pad_token
         (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return present

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.layers.cache import Memory, Pair
 from jaxft.layers.dense import Dense
 from jaxft.layers.dropout import dropout
 from jaxft.layers.kernels import choice, chunked, cudnn, splash
@@ -73,6 +74,7 @@ class Sight:
     rotary: Rotary | None = None
     bias_BHLM: jax.Array | None = None  # B may be 1
     scale: float = 1.0  # of the layer's scores, beside that of its module
+    memory: Memory | None = None  # where keys and values are kept; `where` tells of all of them, `rotary` of new ones
 
     def at(self, position_BS: jax.Array) -> Self:
         """The same for the queries at these places alone."""
@@ -181,12 +183,13 @@ class Attention(nnx.Module):
     def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array:
         """Queries of `x_BLD` over keys and values of `over_BMD`, [B, L, D]."""
         q_BLHK = _normed(self.q_norm, self._heads(self.q(x_BLD), self.heads, "BLHK"))
-        k_BMGK = _normed(self.k_norm, self._heads(self.k(over_BMD), self.kv_heads, "BMGK"))
-        v_BMGK = self._heads(self.v(over_BMD), self.kv_heads, "BMGK")
+        if sight.memory is None:
+            k_BMGK, v_BMGK = self._keys(over_BMD, sight)
+        else:
+            k_BMGK, v_BMGK = sight.memory.with_new(lambda: self._keys(over_BMD, sight))
         if sight.rotary is not None:
-            at_BL = sight.where.at_BL
+            at_BL = None if sight.memory is not None else sight.where.at_BL
             q_BLHK = (sight.rotary if at_BL is None else sight.rotary.at(at_BL))(q_BLHK)
-            k_BMGK = sight.rotary(k_BMGK)
         mixed_BLHK = attention(
             q_BLHK,
             k_BMGK,
@@ -199,6 +202,11 @@ class Attention(nnx.Module):
             key=key,
         )
         return constrain(self.out(mixed_BLHK.reshape(*x_BLD.shape[:2], -1)), "BLD")
+
+    def _keys(self, over_BMD: jax.Array, sight: Sight) -> Pair:
+        k_BMGK = _normed(self.k_norm, self._heads(self.k(over_BMD), self.kv_heads, "BMGK"))
+        v_BMGK = self._heads(self.v(over_BMD), self.kv_heads, "BMGK")
+        return k_BMGK if sight.rotary is None else sight.rotary(k_BMGK), v_BMGK
 
     def bias(self, q_BLHK: jax.Array, k_BMGK: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array | None:
         """What is added to the scores, [B or 1, H, L, M]."""

@@ -15,9 +15,12 @@ from jaxft.layers.stack import pick
 
 @dataclass(frozen=True)
 class Source:
-    """What a decoder is told of the source: the encoder's output, and which of it each target token sees."""
+    """What a decoder is told of the source: the encoder's output, and which of it each target token sees.
 
-    x_BMD: jax.Array
+    The output is None where `sight` remembers all that is computed of it.
+    """
+
+    x_BMD: Any
     sight: Sight
 
     def at(self, position_BS: jax.Array) -> Self:

@@ -39,18 +39,21 @@ class Sinusoid:
     """Fixed positions: sines in the first half of the dimensions, cosines in the second (Vaswani et al. 2017)."""
 
     d_model: int
+    positions: int
 
     def __call__(self, position_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        """Places in a text, below the row's length [B, L] -> [B, L, D] in `dtype`."""
+        """Places in a text, below `positions`, [B, L] -> [B, L, D] in `dtype`."""
         # In float64, as a constant of the program: sines of large angles lose their digits in float32.
         inv_freq_K = 10000.0 ** (-2 * np.arange((self.d_model + 1) // 2) / self.d_model)
-        angle_LK = np.arange(position_BL.shape[1])[:, None] * inv_freq_K[None]
+        angle_LK = np.arange(self.positions)[:, None] * inv_freq_K[None]
         table_LD = np.concatenate([np.sin(angle_LK), np.cos(angle_LK[:, : self.d_model // 2])], 1).astype(np.float32)
         return constrain(jnp.take(jnp.asarray(table_LD, dtype), position_BL, axis=0, mode="clip"), "BLD")
 
 
 class TokenEmbed(nnx.Module):
     """Words alone, times `scale`, then `norm` and dropout: positions come with the attention."""
+
+    most = None  # the longest text: any
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class TextEmbed(nnx.Module):
         init: Init,
         first_position: int = 0,
     ):
-        self.drop, self.first_position = dropout, first_position
+        self.drop, self.first_position, self.most = dropout, first_position, positions or None
         self.word = Embed(vocab, d_model, ("V", "D"), init)
         self.position = Embed(positions + first_position, d_model, ("T", "D"), init) if positions else None
         self.type = Embed(types, d_model, ("T", "D"), init) if types else None

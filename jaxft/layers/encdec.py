@@ -6,6 +6,7 @@ of a row's target answers segment s of its source. Heads that judge the source i
 reads the source once more, moved right.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.layers.attention import Sight, Where
+from jaxft.layers.cache import Cache, memories, noted
 from jaxft.layers.cross import SideBlock, Source
 from jaxft.layers.dropout import dropout
 from jaxft.layers.embed import TokenEmbed
 from jaxft.layers.relative import RelativeBias
-from jaxft.layers.stack import Execution, run_stack, stack
+from jaxft.layers.stack import Execution, run_stack, stack, unstacked
 from jaxft.layers.trunk import Losses, trunk_flops
 
 
@@ -41,7 +43,8 @@ class Tokens:
 class SideEmbed(nnx.Module):
     """What a side adds to its words: positions (absolute ones, or a `relative` bias), a norm, dropout.
 
-    `first_position` is the number of the first token of a text in the table of positions.
+    `first_position` is the number of the first token of a text in the table of positions, which has room for texts of
+    `most` tokens (None: any).
     """
 
     def __init__(
@@ -49,11 +52,12 @@ class SideEmbed(nnx.Module):
         *,
         drop: float,
         position: Any = None,
+        most: int | None = None,
         first_position: int = 0,
         norm: Any = None,
         relative: RelativeBias | None = None,
     ):
-        self.drop, self.first_position = drop, first_position
+        self.drop, self.first_position, self.most = drop, first_position, most
         self.position, self.norm, self.relative = position, norm, relative
 
     def __call__(self, x_BLD: jax.Array, position_BL: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -99,6 +103,29 @@ class Side(nnx.Module):
         )
         return x_BLD if self.norm is None else dropout(self.norm(x_BLD), self.embed.drop, key_norm)
 
+    def step(self, x_BLD: jax.Array, tokens: Tokens, over_BMD: jax.Array | None, cache: Cache) -> tuple[Any, Cache]:
+        """The first words of a target, or one more of each -> [B, L, D], and the cache with them.
+
+        `over_BMD` is the encoder's output, None where the cache has what is needed of it.
+        """
+        first, relative, M = not cache.layers, self.embed.relative, cache.segment_BM.shape[1]
+        if first:
+            where = Where.within(tokens.segment_BL, causal=True)
+            bias_BHLM = None if relative is None else relative(x_BLD.shape[1])
+        else:
+            at_BL = jnp.broadcast_to(cache.at, tokens.segment_BL.shape)
+            where = Where(tokens.segment_BL, cache.segment_BM, at_BL, causal=True)
+            bias_BHLM = None if relative is None else relative.of_one(cache.at, M)
+        assert cache.source_segment_BM is not None
+        across = Where(tokens.segment_BL, cache.source_segment_BM)
+        own, of_source = memories(cache.layers, self.layers, cache.at), memories(cache.source, self.layers)
+        x_BLD = self.embed(x_BLD, tokens.position_BL, None)
+        for block, mine, read in zip(unstacked(self.blocks), own, of_source, strict=True):
+            sight = Sight(where, bias_BHLM=bias_BHLM, memory=mine)
+            x_BLD, _ = block(x_BLD, sight, Source(over_BMD, Sight(across, memory=read)), None)
+        kept = dataclasses.replace(cache, layers=noted(own, M), source=tuple(box.pair for box in of_source))
+        return x_BLD if self.norm is None else self.norm(x_BLD), kept
+
 
 class EncDec(nnx.Module):
     """Parameters are declared, not allocated (build.py does that)."""
@@ -141,6 +168,32 @@ class EncDec(nnx.Module):
             target = Tokens(batch["target_ids"], batch["target_segment"], batch["target_position"])
         seen = Source(over_BMD, Sight(Where(target.segment_BL, source.segment_BL)))
         return self.head(self.decoder(self._words(target), target, seen, key_decoder, reads_BS), key_head), {}
+
+    turn = None  # no angles
+
+    @property
+    def most(self) -> int | None:
+        """As Trunk.most, of a source and of a target each."""
+        return self.encoder.embed.most
+
+    def start(self, batch: Mapping[str, jax.Array], room: int) -> tuple[Any, Cache]:
+        """As Trunk.start: logits of what follows on `target_ids`, and a cache with `room` for more tokens."""
+        assert self.decoder is not None and self.answers
+        source = Tokens(batch["ids"], batch["segment"], batch["position"])
+        target = Tokens(batch["target_ids"], batch["target_segment"], batch["target_position"])
+        segment_BM = jnp.pad(target.segment_BL, ((0, 0), (0, room)), constant_values=1)
+        at = jnp.asarray(target.ids_BL.shape[1], jnp.int32)
+        cache = Cache((), segment_BM, at, (), source.segment_BL)
+        over_BMD = self.encoder(self._words(source), source, None, None)
+        x_BLD, cache = self.decoder.step(self._words(target), target, over_BMD, cache)
+        return self.head(x_BLD[:, -1:], None), cache
+
+    def next(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Any, Cache]:
+        """One more token of every target -> the same."""
+        assert self.decoder is not None and self.answers
+        target = Tokens(batch["ids"], batch["segment"], batch["position"])
+        x_BLD, cache = self.decoder.step(self._words(target), target, None, cache)
+        return self.head(x_BLD, None), dataclasses.replace(cache, at=cache.at + 1)
 
     def _words(self, tokens: Tokens) -> jax.Array:
         x_BLD = self.embed({"ids": tokens.ids_BL}, None, self.how.dtype)

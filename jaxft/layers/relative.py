@@ -21,14 +21,23 @@ class RelativeBias(nnx.Module):
 
     def __call__(self, length: int) -> jax.Array:
         """[1, H, L, L] in float32, for a row of `length` tokens attending to each other."""
-        buckets, heads = self.table.shape
-        ahead_W = np.arange(1 - length, length)  # of a key to its query: every distance that there is
-        bias_HW = self.table[...].astype(jnp.float32)[bucket(ahead_W, buckets, self.longest, causal=self.causal)].T
+        heads, ahead_W = self.table.shape[1], np.arange(1 - length, length)  # of a key: every distance that there is
+        bias_HW = self._by_distance(ahead_W)
         # Row l of the result is bias_HW from place L - 1 - l on. Repeated with one number more and read with the old
         # period, each row moves by one: a reshape, whose gradient is a sum; that of an index would be a scatter.
         repeated = jnp.tile(jnp.pad(bias_HW, ((0, 0), (0, 1))), (1, length))
         rows_HLW = repeated[:, : length * len(ahead_W)].reshape(heads, length, len(ahead_W))
         return rows_HLW[None, :, :, length - 1 :]
+
+    def of_one(self, at: jax.Array, length: int) -> jax.Array:
+        """Of these only the row of the query at place `at`, [1, H, 1, L]."""
+        bias_HW = self._by_distance(np.arange(1 - length, length))
+        return jax.lax.dynamic_slice_in_dim(bias_HW, length - 1 - at, length, axis=1)[None, :, None]
+
+    def _by_distance(self, ahead_W: np.ndarray) -> jax.Array:
+        """The numbers of keys so far ahead of their query, [H, W]."""
+        which_W = bucket(ahead_W, self.table.shape[0], self.longest, causal=self.causal)
+        return self.table[...].astype(jnp.float32)[which_W].T
 
 
 def bucket(ahead: np.ndarray, buckets: int, longest: int, *, causal: bool) -> np.ndarray:

@@ -98,6 +98,13 @@ class Rope:
                 given[name] = tuple(given[name])
         return cls(tuple(sorted(given.items())), dim, positions, interleaved)
 
+    @property
+    def turn(self) -> int | None:
+        """The length of a text beyond which all of its angles are others; None: they depend on no length."""
+        options = dict(self.options)
+        lengths = {"dynamic": self.positions, "longrope": options.get("original_max_position_embeddings")}
+        return lengths.get(options["rope_type"])
+
     def rotary(self, position_BL: jax.Array) -> Rotary:
         """The angles of tokens at `position_BL`, their places in their own text."""
         options = dict(self.options)

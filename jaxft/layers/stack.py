@@ -104,6 +104,14 @@ def run_stack(
     return x_BLD, jax.tree.map(lambda *parts: sum(parts), *asides)
 
 
+def unstacked(blocks: Any) -> list[Any]:
+    """The N blocks, each a module of its own."""
+    structure, stacked = nnx.split(blocks)
+    params = nnx.to_pure_dict(stacked)
+    n = jax.tree.leaves(params)[0].shape[0]
+    return [nnx.merge(structure, layer) for layer in _unstack(params, n)]
+
+
 def period(kinds: Sequence[Kind]) -> int:
     """After how many they repeat, though the last time perhaps not to the end; all of them where they do not."""
     n = len(kinds)

@@ -1,15 +1,19 @@
 """The scaffold of every encoder and every decoder: embedding, blocks, final norm, head."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from jaxft.layers.attention import Sight, Where
+from jaxft.layers.cache import Cache, memories, noted
 from jaxft.layers.rope import Rope
-from jaxft.layers.stack import Execution, run_one, run_stack, stack
+from jaxft.layers.stack import Execution, run_one, run_stack, stack, unstacked
+from jaxft.registry import UserError
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the task's loss: name -> (sum, weight)
 
@@ -31,6 +35,13 @@ class Reach:
         rotary = None if self.rope is None else self.rope.rotary(batch["position"])
         return Sight(where, rotary, scale=self.scale)
 
+    def sight_of_next(self, batch: Mapping[str, jax.Array], cache: Cache) -> Sight:
+        """The same of one more token a row."""
+        at_BL = jnp.broadcast_to(cache.at, batch["segment"].shape)
+        where = Where(batch["segment"], cache.segment_BM, at_BL, self.causal, self.window)
+        rotary = None if self.rope is None else self.rope.rotary(batch["position"])
+        return Sight(where, rotary, scale=self.scale)
+
 
 class Trunk(nnx.Module):
     """Parameters are declared, not allocated (build.py does that)."""
@@ -43,7 +54,7 @@ class Trunk(nnx.Module):
 
     def __init__(
         self,
-        embed: Callable[..., jax.Array],
+        embed: Any,
         block: Any,
         head: Any,
         how: Execution,
@@ -94,6 +105,44 @@ class Trunk(nnx.Module):
         if self.pool is not None:
             read_BSD = self.pool(read_BSD, batch)
         return self.head(read_BSD, key_head), self.losses(aside)
+
+    @property
+    def most(self) -> int | None:
+        """The longest text that there are positions for; None: any."""
+        return self.embed.most
+
+    @property
+    def turn(self) -> int | None:
+        """The length beyond which tokens have other angles, also those before it; None: there is none."""
+        return next((turn for reach in self.reach if reach.rope is not None and (turn := reach.rope.turn)), None)
+
+    def start(self, batch: Mapping[str, jax.Array], room: int) -> tuple[Any, Cache]:
+        """Rows of one text each that ends where the row does -> logits of the token that follows, and a cache.
+
+        They are as the head gives them, of one token. The cache has `room` for that many tokens more. Raises UserError
+        where a token's vector depends on later ones.
+        """
+        if not all(reach.causal for reach in self.reach) or self.first is not None:
+            raise UserError("this model looks at later tokens too, and so it cannot write a text")
+        segment_BM = jnp.pad(batch["segment"], ((0, 0), (0, room)), constant_values=1)
+        at = jnp.asarray(batch["segment"].shape[1], jnp.int32)
+        return self._step(batch, Cache((), segment_BM, at), lambda reach: self.sight(reach, batch))
+
+    def next(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Any, Cache]:
+        """One more token of every row -> the same."""
+        logits, moved = self._step(batch, cache, lambda reach: reach.sight_of_next(batch, cache))
+        return logits, dataclasses.replace(moved, at=cache.at + 1)
+
+    def _step(self, batch: Mapping[str, jax.Array], cache: Cache, sight: Callable[[Reach], Sight]) -> tuple[Any, Cache]:
+        sights = {reach: sight(reach) for reach in dict.fromkeys(self.reach)}
+        boxes = memories(cache.layers, len(self.reach), cache.at)
+        x_BLD = self.embed(batch, None, self.how.dtype)
+        for reach, block, box in zip(self.reach, unstacked(self.blocks), boxes, strict=True):
+            told = dataclasses.replace(sights[reach], memory=box)
+            x_BLD = self.layer(reach, block, x_BLD, told, None, None)[0]
+        last_BLD = x_BLD[:, -1:] if self.norm is None else self.norm(x_BLD[:, -1:])
+        layers = noted(boxes, cache.segment_BM.shape[1])
+        return self.head(last_BLD, None), dataclasses.replace(cache, layers=layers)
 
     def sight(self, reach: Reach, batch: Mapping[str, jax.Array]) -> Sight:
         """What layers of this reach are told of the rows."""

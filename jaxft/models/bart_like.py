@@ -60,9 +60,10 @@ def _side(cfg: Any, how: Execution, learned: bool, *, layers: int, d_ff: int, he
         drop=cfg.dropout,
     )
     first = FIRST_POSITION if learned else 0
-    position = Embed(cfg.positions + first, cfg.d_model, ("T", "D"), init) if learned else Sinusoid(cfg.d_model)
+    table = Embed(cfg.positions + first, cfg.d_model, ("T", "D"), init) if learned else None
+    position = Sinusoid(cfg.d_model, cfg.positions) if table is None else table
     norm = LayerNorm(cfg.d_model, EPS) if learned else None
-    embed = SideEmbed(drop=cfg.dropout, position=position, first_position=first, norm=norm)
+    embed = SideEmbed(drop=cfg.dropout, position=position, most=cfg.positions, first_position=first, norm=norm)
     return Side(embed, block, layers, how, causal=causal)
 
 
