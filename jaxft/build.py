@@ -207,7 +207,15 @@ def family_config(model: ModelSection, hf: Mapping[str, Any] | None, **given: An
         check_options(family.Config, model.scratch, "model.scratch", given)
         return family, family.Config(**model.scratch, **given)
     check_options(family.Config, model.override, "model.override", ("vocab", "pad_id"))
-    cfg = dataclasses.replace(family.config_from_hf(hf), **model.override)
+    try:
+        found = family.config_from_hf(hf)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        # A table reads some fields before they are checked: text for a number, null, 0 heads.
+        raise UserError(
+            f"{model.hf}: config.json cannot be read as that of a {hf['model_type']} model: "
+            f"{type(error).__name__}: {error}; mend the file"
+        ) from error
+    cfg = dataclasses.replace(found, **model.override)
     return family, dataclasses.replace(cfg, pad_id=given["pad_id"]) if cfg.pad_id is None else cfg
 
 
@@ -261,6 +269,6 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
     )
     flat = flatten_dict(loaded, sep="/")
     new = [path for path in net.abstract if path not in flat]
-    said = [f"new, from random numbers: {', '.join(new)}"] if new else []
+    said = [f"new, not in the checkpoint: {', '.join(new)}"] if new else []
     said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []
     return unflatten_dict(flat | initialise(net, seed, new), sep="/"), said

@@ -150,7 +150,7 @@ def test_a_checkpoint_brings_its_processor_and_gets_a_new_head(finished, tmp_pat
     fields = json.loads((hub / "preprocessor_config.json").read_text()) | {"image_mean": [0.4, 0.5, 0.6]}
     (hub / "preprocessor_config.json").write_text(json.dumps(fields))
     raw = config(pictures, model__hf=str(hub), model__scratch={}, model__reset_head=True, train__duration="1 steps")
-    assert "new, from random numbers: head/classifier" in run(raw, tmp_path / "run")
+    assert "new, not in the checkpoint: head/classifier" in run(raw, tmp_path / "run")
     written = json.loads((tmp_path / "run" / "hf" / "preprocessor_config.json").read_text())
     assert written["image_mean"] == [0.4, 0.5, 0.6]
     raw = config(pictures, model__hf=str(hub), model__override={"image_size": 16}, input__length=17)

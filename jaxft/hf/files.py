@@ -196,13 +196,16 @@ def no_weights(folder: Path, hub_id: str = "") -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. Raises UserError where it is absent or broken, or where it asks for code of its own to be run."""
+    """config.json. Raises UserError where it is absent or broken, or where it asks for code of its own to be run.
+
+    A mere offer of code (auto_map) is left to the family of model_type: some have become part of transformers since.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json; is it a Hugging Face model folder?")
     config = read_json(folder, "config.json")
-    for field in ("auto_map", "trust_remote_code", "custom_pipelines"):
+    for field in ("trust_remote_code", "custom_pipelines"):
         if config.get(field):
             raise UserError(
                 f"{folder / 'config.json'}: {field} asks for Python code from the model folder, which jaxft never runs;"

@@ -23,13 +23,17 @@ OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dynamic": (("factor",), ()),
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
     "yarn": (
-        ("original_max_position_embeddings",),
-        ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
     ),
     "longrope": (
         ("short_factor", "long_factor", "original_max_position_embeddings"),
         ("factor", "attention_factor"),
     ),
+}
+NUMBERS = {  # options that are numbers above 0
+    *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor"),
+    *("beta_fast", "beta_slow", "rope_theta", "partial_rotary_factor"),
 }
 COMMON = ("rope_type", "rope_theta", "partial_rotary_factor")
 
@@ -88,6 +92,10 @@ class Rope:
             raise UserError(f"rope_type={kind!r} needs {', '.join(missing)}")
         if strange := [f"{name}={given[name]!r}" for name in given if name not in (*COMMON, *must, *may)]:
             raise UserError(f"rope_type={kind!r} does not know {', '.join(strange)}")
+        for name in NUMBERS & given.keys():
+            value = given[name]
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise UserError(f"rope {name}={value!r} must be a number above 0")
         dim = int(head_dim * given.get("partial_rotary_factor", 1.0))
         for name in ("short_factor", "long_factor"):
             if name in given:
@@ -168,7 +176,7 @@ def _llama3(rope: Rope, options: Mapping[str, Any], position_BL: jax.Array) -> A
 
 def _yarn(rope: Rope, options: Mapping[str, Any], position_BL: jax.Array) -> Any:
     theta, original = options["rope_theta"], options["original_max_position_embeddings"]
-    factor = options.get("factor") or rope.positions / original
+    factor = options["factor"]
 
     def dim_of(turns: float) -> float:
         """The dimension that makes so many turns within the original context."""

@@ -49,6 +49,10 @@ ABSENT = {
 
 # What those who open an export elsewhere must know.
 NOTES = {
+    "deberta-v2": (
+        "of a masked LM with `legacy=false` (`lm_predictions.lm_head.*`) the export has the older names "
+        "(`cls.predictions.*`), which every version reads"
+    ),
     "gemma2": (
         'transformers 4 caps the attention scores with `attn_implementation="eager"` only, which there is not the '
         "default; transformers 5 needs nothing"
@@ -67,7 +71,8 @@ HARMLESS = frozenset({
     "torch_dtype", "torchscript", "transformers_version", "unk_token_id", "use_bfloat16", "use_cache",
     # How texts are generated, which older files tell here.
     "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
-    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "force_bos_token_to_be_generated",
+    "forced_bos_token_id", "forced_eos_token_id",
     "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
     "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
     "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",

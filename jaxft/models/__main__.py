@@ -38,6 +38,7 @@ def lines() -> Iterator[str]:
             yield f"- {name}: {', '.join(own)}"
     yield ""
     yield f"Rotary positions, where a family has them: {', '.join(f'`{kind}`' for kind in OPTIONS)}."
+    yield "As in transformers, angles of `dynamic` and `longrope` depend on the longest text of a batch."
     yield ""
     yield "## Refused"
     yield ""

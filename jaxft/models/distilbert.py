@@ -112,7 +112,7 @@ _FIELDS = {  # hub field -> ours
     "tie_word_embeddings": "tied",
     "pad_token_id": "pad_id",
 }
-HF_FIXED = {"pruned_heads": {}, "quantization_config": None}
+HF_FIXED = {"pruned_heads": {}, "quantization_config": None, "is_encoder_decoder": False}
 _HARMLESS = ("sinusoidal_pos_embds", "tie_weights_")  # how a table is first filled; a flag that nobody reads
 
 

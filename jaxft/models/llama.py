@@ -90,12 +90,14 @@ HF_HEADS = llama_like.heads(HF, span_prefix="transformer.")
 HF_ARCHITECTURES = llama_like.architectures("Llama")
 
 _FIELDS = {**llama_like.FIELDS, "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
-HF_FIXED = {**llama_like.FIXED, "pretraining_tp": 1}
+HF_FIXED = {**llama_like.FIXED, "pretraining_tp": 1, "rope_interleaved": False}
+# Read by no version of the model.
+_HARMLESS = ("is_llama_config", "max_sequence_length")
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**llama_like.config_fields(hf, _FIELDS, HF_FIXED))
+    return Config(**llama_like.config_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

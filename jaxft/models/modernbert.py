@@ -218,7 +218,7 @@ _FIELDS = {  # hub field -> ours
     "pad_token_id": "pad_id",
 }
 # Fields that change numbers and that only one value is implemented for.
-HF_FIXED = {"mlp_dropout": 0.0, "rope_scaling": None, "quantization_config": None}
+HF_FIXED = {"mlp_dropout": 0.0, "rope_scaling": None, "quantization_config": None, "is_encoder_decoder": False}
 # How numbers are drawn, which of them a loss asks for, how they are computed, and what the first files had from BERT.
 _HARMLESS = (
     "deterministic_flash_attn",

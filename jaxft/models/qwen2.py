@@ -72,12 +72,12 @@ WINDOWS: dict[str, Any] = {
 }
 
 
-HF_FIXED = llama_like.FIXED
+HF_FIXED = {**llama_like.FIXED, "use_mrope": False}
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    given = llama_like.config_fields(hf, harmless=WINDOWS)
+    given = llama_like.config_fields(hf, fixed=HF_FIXED, harmless=WINDOWS)
     return Config(**given, **read_windows(hf, given.get("layers", Config.layers)))
 
 

@@ -1,8 +1,11 @@
 """What the tables of all families are written with: rows of the hub table, and config.json read by one of fields."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
+from jaxft.layers.rope import attention_factor
 from jaxft.models import HARMLESS
 from jaxft.registry import UserError, nearest
 
@@ -32,6 +35,11 @@ def read_fields(
     `harmless` those of the family that change none, beside models.HARMLESS. Raises UserError for every other one.
     """
     known = {*fields, *fixed, *harmless, *HARMLESS}
+    if "auto_map" in hf and "auto_map" not in known:
+        raise UserError(
+            "config.json: auto_map asks for Python code from the model folder, which jaxft never runs; use a model "
+            f"whose architecture is part of transformers, or take auto_map out if this is a plain {hf['model_type']}"
+        )
     unknown = {name: value for name, value in hf.items() if name not in known}
     wrong = {name: hf[name] for name, only in fixed.items() if name in hf and hf[name] != only}
     if unknown or wrong:
@@ -68,12 +76,17 @@ def read_rope(hf: Mapping[str, Any], *, theta: float = 10000.0) -> dict[str, Any
     if rope["rope_type"] in ("llama3", "yarn", "longrope"):
         original = rope.get(ORIGINAL, hf.get("max_position_embeddings"))
         rope[ORIGINAL] = hf.get(ORIGINAL, original)
+    if rope["rope_type"] == "yarn" and rope.get("factor") is None and "max_position_embeddings" in hf:
+        rope["factor"] = hf["max_position_embeddings"] / rope[ORIGINAL]
     whole = ("partial_rotary_factor", 1)  # says what its absence says
     return {name: value for name, value in rope.items() if value is not None and (name, value) != whole}
 
 
 def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     """Both dialects: transformers 5 reads rope_parameters, transformers 4 reads rope_theta and rope_scaling."""
+    if rope["rope_type"] == "longrope" and "factor" in rope:
+        # Said aloud: transformers 4 would not use this factor but another one of its own.
+        rope = {"attention_factor": attention_factor(rope, rope[ORIGINAL]), **rope}
     scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
     fields = {
         "rope_parameters": dict(rope),
@@ -88,7 +101,18 @@ def write_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_sizes(cfg: Any, *sizes: str, acts: Mapping[str, Any]) -> None:
-    """Raises UserError for a size below 1, heads that do not divide what they must, and an unknown activation."""
+    """Raises UserError for a field of a wrong type, a size below 1, a rate that is none, heads that do not divide what
+    they must, and an unknown activation."""
+    _check_types(cfg)
+    rates = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg) if "dropout" in field.name}
+    for name, value in rates.items():
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"model: {name}={value} must be at least 0 and below 1")
+    if getattr(cfg, "eps", 1) <= 0:
+        raise UserError(f"model: eps={cfg.eps} must be above 0")
+    for name in ("head_dim", "kv_heads"):
+        if getattr(cfg, name, 0) < 0:
+            raise UserError(f"model: {name}={getattr(cfg, name)} must be 0 or more")
     for name in sizes:
         if not getattr(cfg, name) or getattr(cfg, name) < 1:  # config.json may say null
             raise UserError(f"model: {name}={getattr(cfg, name)} must be 1 or more")
@@ -98,6 +122,18 @@ def check_sizes(cfg: Any, *sizes: str, acts: Mapping[str, Any]) -> None:
     if kv_heads and cfg.heads % kv_heads:
         raise UserError(f"model: kv_heads={kv_heads} must divide heads={cfg.heads}")
     check_known("act", cfg.act, acts)
+
+
+def _check_types(cfg: Any) -> None:
+    """Raises UserError for a value that is not of its field's type; config.json may say null, or text for a number."""
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        union = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
+        kinds: tuple[Any, ...] = tuple(get_origin(kind) or kind for kind in union)
+        fits = (*kinds, *([int] if float in kinds else []), *([list] if tuple in kinds else []))
+        if not isinstance(value, fits) or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in kinds)
+            raise UserError(f"model: {field.name}={value!r} must be {names}")
 
 
 def check_known(field: str, value: str, known: Iterable[str]) -> None:

@@ -209,7 +209,6 @@ def test_a_folder_without_weights_is_said_to_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ('{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}', "auto_map asks for Python code"),
         ('{"model_type": "bert", "trust_remote_code": true}', "trust_remote_code asks for Python code"),
         ('{"model_type": "bert", "model_type": "gpt2"}', "stands twice"),
         ('{"model_type": "bert"', "not valid JSON"),

@@ -19,7 +19,6 @@ CASES = {
     "llama3": LLAMA3,
     "llama3-narrow": LLAMA3 | dict(factor=32.0, high_freq_factor=2.0),
     "yarn": YARN,
-    "yarn-no-factor": YARN | dict(factor=None),
     "yarn-attention-factor": YARN | dict(attention_factor=1.7),
     "yarn-ramp": YARN | dict(beta_fast=8, beta_slow=0.5, truncate=False),
     "yarn-point": YARN | dict(beta_fast=1, beta_slow=1, truncate=False),

@@ -63,7 +63,7 @@ def test_a_head_is_put_on_weights_that_were_saved_under_another_with_other_names
     hf_save.save(tmp_path, params, saved.table, dtype="float32", shapes=saved.stored)
     loaded, said = build.parameters(net, tmp_path, seed=0, reset_head=False)
     np.testing.assert_array_equal(loaded["decoder"]["norm"]["scale"], params["decoder"]["norm"]["scale"])
-    assert [text.split(":")[0] for text in said] == ["new, from random numbers", "dropped, of another head"]
+    assert [text.split(":")[0] for text in said] == ["new, not in the checkpoint", "dropped, of another head"]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_the_kinds_of_layers_repeat_to_the_end():
     [
         ({"layer_types": [FULL]}, "layer_types has 1 items for 26 layers"),
         ({"layer_types": ["chunked_attention"] * 26}, "chunked_attention"),
-        ({"sliding_window": None}, "window=None must be 1 or more"),
+        ({"sliding_window": None}, "window=None must be int"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ({"rope_parameters": {"rope_type": "default"}}, "rope_parameters has rope_type"),
         ({"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}}, "'factor': 2.0"),
