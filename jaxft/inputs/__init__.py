@@ -35,7 +35,7 @@ def of(task: Any, family: Any) -> Any:
     if task.head not in family.HF_HEADS:
         heads = ", ".join(family.HF_HEADS)
         raise UserError(
-            f"task.name: the task needs a {task.head} head, and a {family.MODEL_TYPE} model has: {heads}; set another "
+            f"the task needs a {task.head} head, and a {family.MODEL_TYPE} model has: {heads}; set another "
             "task.name, or another model.hf or model.name"
         )
     return lookup(INPUTS, task.reads, "task.name")
