@@ -71,6 +71,7 @@ def export(arguments: argparse.Namespace) -> None:
         params,
         task=meta["task"],
         beside=inputs.of(call(TASKS, raw["task"], "task"), net.family).beside(config, net.cfg, run.tokenizer, source),
+        source=source,
         dtype=arguments.dtype,
         card=text,
         check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,

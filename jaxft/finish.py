@@ -36,6 +36,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
         state.weights(trained),
         task=run.task.hf_config(),
         beside=run.reader.beside(run.config, run.net.cfg, run.folder.tokenizer, run.inputs.hf_folder),
+        source=run.inputs.hf_folder,
         dtype=run.config.model.param_dtype,
         card=text,
     )

@@ -45,6 +45,11 @@ def _arguments() -> argparse.Namespace:
     add("--no_repeat_ngram_size", type=int, help="no so many tokens in a row come twice")
     add("--beams", type=int, dest="num_beams", help="texts that a search carries on at once; 1: no search")
     add("--length_penalty", type=float, help="of a search: above 0 prefers longer texts, below 0 shorter ones")
+    add(
+        "--early_stopping",
+        choices=("true", "false", "never"),
+        help="of a search: how soon it ends (transformers' rules)",
+    )
     add("--seed", type=int, default=0, help="of what is drawn")
     add("--batch", type=int, default=16, help="prompts to go on from at once, at most")
     add(
@@ -57,8 +62,9 @@ def _arguments() -> argparse.Namespace:
 # What generation_config.json may say too.
 SETTINGS = (
     *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size"),
-    *("num_beams", "length_penalty"),
+    *("num_beams", "length_penalty", "early_stopping"),
 )
+STOPPING = {None: None, "true": True, "false": False, "never": "never"}
 
 
 def generate(arguments: argparse.Namespace) -> None:
@@ -97,9 +103,10 @@ def _generator(arguments: argparse.Namespace) -> tuple[Any, Path]:
 
     numerics.self_check()
     cache.compile_cache(Path(source))
+    flags = {name: getattr(arguments, name) for name in SETTINGS}
     generator = Generator(
         source,
-        {name: getattr(arguments, name) for name in SETTINGS},
+        flags | {"early_stopping": STOPPING[arguments.early_stopping]},
         dtype=arguments.dtype,
         batch=arguments.batch,
         tensor=arguments.tensor,

@@ -13,12 +13,11 @@ from flax.traverse_util import unflatten_dict
 from jaxft import build, sharding
 from jaxft.config import Model, Sharding
 from jaxft.generation import beam, settings, write
-from jaxft.hf import files, hub, tokenizer
+from jaxft.hf import generation as hf_generation
+from jaxft.hf import hub, tokenizer
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError
 
-FILE = "generation_config.json"
-HEADS = {"decoder": "causal_lm", "encdec": "seq2seq_lm"}
 # Rows over `data`; over `tensor` what each device computes of every row.
 RULES = Sharding(
     dict(V="tensor", F="tensor", HK="tensor", GK="tensor"),
@@ -40,7 +39,7 @@ class Generator:
             dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
         section = _section(hf["model_type"], source, dtype)
         family = build.family_of(section, hf)
-        if HEADS.get(family.KIND) not in family.HF_HEADS:
+        if hf_generation.HEADS.get(family.KIND) not in family.HF_HEADS:
             raise UserError(f"{source} is a {family.MODEL_TYPE} model, which does not write texts; see jaxft.predict")
         self.encoder = tokenizer.load(folder)
         _, cfg = build.family_config(section, hf, pad_id=self.encoder.pad_id)
@@ -52,7 +51,9 @@ class Generator:
         self.settings, self.said = settings.read(
             wanted, flags, pad=self.encoder.pad_id, eos=() if end is None else (end,), decoder=self.decoder
         )
-        self.net = build.network(family, cfg, head=HEADS[family.KIND], outputs=2, model=section, rules=RULES, mesh=mesh)
+        self.net = build.network(
+            family, cfg, head=hf_generation.HEADS[family.KIND], outputs=2, model=section, rules=RULES, mesh=mesh
+        )
         model = nnx.merge(self.net.structure, unflatten_dict(self.net.abstract, sep="/"))
         self._most, self._turn = model.most, model.turn
         if self._most and "max_new_tokens" not in wanted and flags.get("max_new_tokens") is None:
@@ -204,6 +205,5 @@ def _section(name: str, source: str, dtype: str) -> Model:
 
 def _wanted(folder: Path, hf: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json over what older config.json files say of the same."""
-    told = files.read_json(folder, FILE) if (folder / FILE).exists() else {}
     known = settings.READ | set(settings.FIXED) | {"decoder_start_token_id"}
-    return {name: value for name, value in hf.items() if name in known} | told
+    return {name: value for name, value in hf.items() if name in known} | hf_generation.read(folder)

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 
 from jaxft import disk
-from jaxft.hf import processor, save, tokenizer
+from jaxft.hf import generation, processor, save, tokenizer
 
 # What stands beside the weights.
 CONFIG, CARD = "config.json", "README.md"
+BESIDE = (CONFIG, CARD, generation.FILE, processor.FILE, *tokenizer.FILES)
 
 
 def write(
@@ -20,6 +21,7 @@ def write(
     *,
     task: Mapping[str, Any],
     beside: Callable[[Path], object],
+    source: Path | None,
     dtype: str,
     card: str,
     check: Callable[[Path], None] | None = None,
@@ -27,15 +29,17 @@ def write(
     """Writes `folder` so that transformers opens it; an older export of that name is replaced whole.
 
     `task` holds the config.json fields of the head (id2label, problem_type, ...); `dtype` is that of the tensors;
-    `beside` writes what the model reads with, a tokenizer say, into the folder that it is given.
+    `beside` writes what the model reads with, a tokenizer say, into the folder that it is given;
+    `source` is the folder of the checkpoint that training began with, if it did with one.
     `check` is given the complete folder before it takes its place: when it raises, `folder` stays as it was.
     """
     config = config_of(net, task, dtype)
-    with disk.writing(folder), save.replacing(folder, beside=(CONFIG, CARD, *tokenizer.FILES, processor.FILE)) as new:
+    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
         save.save(new, params, net.table, dtype=dtype, shapes=net.stored)  # by all processes: arrays are gathered
         if jax.process_index() == 0:
             save.save_json(new, CONFIG, config)
             beside(new)
+            generation.write(new, net, source)
             (new / CARD).write_text(card, encoding="utf-8")
             if check is not None:
                 check(new)

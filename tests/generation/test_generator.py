@@ -1,65 +1,22 @@
 """A hub folder that writes: prompts of a file in any company, streams, conversations, draws, many devices."""
 
 import dataclasses
-import json
+import shutil
 
 import jax
-import numpy as np
 import pytest
 
-from jaxft import build
 from jaxft.generator import Generator
-from jaxft.hf import folder as hf_folder
-from jaxft.hf import save
 from jaxft.hf.chat import Template
-from jaxft.models import llama
-from tests import tiny
+from jaxft.registry import UserError
+from tests.generation import writer
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 PROMPTS = ["the café", "a cat sat on the mat; and then a dog", "x", "日本語", "of all the words"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random Llama with a byte-level tokenizer and a chat template."""
-    path = tmp_path_factory.mktemp("llama")
-    tokenizer_of(path)
-    cfg = dataclasses.replace(llama.TINY, vocab=300, positions=200)
-    c = tiny.config()
-    net = build.network(
-        llama, cfg, head="causal_lm", outputs=2, model=c.model, rules=c.sharding, mesh=tiny.mesh(devices=1)
-    )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: (rng.normal(size=x.shape) * 0.4).astype(np.float32) if x.ndim > 2 else np.ones(x.shape, np.float32),
-        build.parameters(net, None, 0, reset_head=False)[0],
-    )
-    for name in ("embed", "head"):
-        table = next(iter(params[name].values()))
-        table["table"] = np.where(np.arange(384)[:, None] < 300, rng.normal(size=table["table"].shape), 0).astype("f4")
-    save.save(path, params, net.table, dtype="float32", shapes=net.stored)
-    (path / "config.json").write_text(json.dumps(hf_folder.config_of(net, {}, "float32")))
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 77], "pad_token_id": 2}))
-    return path
-
-
-def tokenizer_of(path):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>", "<|system|>"]
-    vocab = {token: i for i, token in enumerate([*special, *sorted(letters)])}
-    made = Tokenizer(models.BPE(vocab, []))
-    made.add_special_tokens(special)
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made.save(str(path / "tokenizer.json"))
-    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": TEMPLATE}
-    (path / "tokenizer_config.json").write_text(json.dumps(named))
+    return writer.make(tmp_path_factory.mktemp("llama"))
 
 
 def generator(folder, seed=0, batch=4, tensor=1, **flags):
@@ -132,3 +89,50 @@ def test_a_conversation_is_what_the_template_makes_of_it(folder):
     )
     ids = generator(folder).ids([theirs], ["here"], special=False)[0]
     assert ids[0] == 0 and (ids == 0).sum() == 1
+
+
+def test_a_folder_without_a_template_or_with_a_bad_one_is_refused(folder, tmp_path):
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    with pytest.raises(UserError, match=r"has no chat template: neither chat_template\.jinja nor"):
+        Template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(UserError, match="the chat template cannot be read"):
+        Template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError, match="refuses a conversation of user, user: roles must alternate"):
+        Template(tmp_path).prompt([{"role": "user", "content": "a"}] * 2)
+
+
+@pytest.mark.parametrize("code", ["{{ messages.append(1) }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"])
+def test_a_template_runs_in_a_sandbox(code, folder, tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(code)
+    with pytest.raises(UserError, match="the chat template refuses"):
+        Template(tmp_path).prompt([{"role": "user", "content": "a"}])
+
+
+ROPES = {
+    "dynamic": ({"rope_type": "dynamic", "factor": 2.0}, (10,), (11, 40)),
+    "longrope": (
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 20,
+        },
+        (10, 21, 60),
+        (11, 20),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_text_that_would_turn_the_angles_of_its_beginning_is_refused(kind, tmp_path):
+    rope, good, bad = ROPES[kind]
+    cfg = dataclasses.replace(writer.TINY, positions=20, rope={"rope_theta": 500.0, **rope})
+    made = generator(writer.make(tmp_path, cfg), max_new_tokens=11)
+    prompts = ["x" * (n - 1) for n in good]  # a token comes before
+    together = made.write(made.ids(prompts, prompts))
+    assert together == [made.write(made.ids([prompt], [""]))[0] for prompt in prompts]
+    for n in bad:
+        with pytest.raises(UserError, match=f"here: a prompt of {n} tokens .* passes 20 tokens, .* rope_type={kind}"):
+            made.ids(["x" * (n - 1)], ["here"])

@@ -48,7 +48,7 @@ def exported(tmp_path_factory):
     def beside(target):
         tokenizer.copy_files(folder / "tokenizer", target, cfg.positions)
 
-    hf_folder.write(folder / "hf", net, params, task=task, beside=beside, dtype="float32", card="")
+    hf_folder.write(folder / "hf", net, params, task=task, beside=beside, source=None, dtype="float32", card="")
     return folder / "hf"
 
 
