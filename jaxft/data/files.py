@@ -1,4 +1,4 @@
-"""A user's own files: jsonl, csv, tsv, txt and parquet, each also gzipped. Large files are mapped, never held."""
+"""A user's own files: jsonl, csv, tsv, txt, parquet, CoNLL; also gzipped. Large files are mapped, never held."""
 
 import hashlib
 from array import array
@@ -13,10 +13,10 @@ from jaxft.registry import BadRow, UserError
 
 
 def files(*, train: str, validation: str, test: str, holdout: float) -> Dataset:
-    """Splits read from files, by the ending of their names (.jsonl .csv .tsv .txt .parquet, or any of these with .gz).
+    """Splits read from files, by the ending of their names (opening.ENDINGS, or any of these with .gz).
 
     jsonl: one object a line. csv, tsv: a header line; all values are strings; tsv has no quoting. txt: one row
-    {"text": line} a line. Blank lines are skipped.
+    {"text": line} a line. Blank lines are skipped. conll (bio, iob, iob2), conllu: a sentence a row (sentences.py).
 
     train, validation, test: paths; "" = no such split.
     holdout: share of the train rows, 0 <= holdout < 1, held out as validation where `validation` is "". Chosen by a

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from jaxft import disk
-from jaxft.data.text_formats import FORMATS
+from jaxft.data import sentences, text_formats
 from jaxft.registry import UserError, nearest
 
+FORMATS = text_formats.FORMATS | sentences.FORMATS
 ENDINGS = ", ".join(f".{name}" for name in (*FORMATS, "parquet"))
 
 
