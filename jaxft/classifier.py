@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import build, inputs, scoring, sharding
+from jaxft import build, inputs, scoring, sharding, state
 from jaxft.config import Model, Sharding
-from jaxft.data import tokens
 from jaxft.hf import hub
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError
@@ -58,27 +57,24 @@ class Classifier:
             raise UserError(f"{source} has no trained {self.task.head} head: {said[0]}; fine-tune it first")
         self.where = sharding.batch_sharding(mesh, RULES)
         self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
+        self.eval_step = state.evaluation_step(self.net, self.task)
 
     def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
         """Raises BadRow for a row that cannot be used."""
         return self.reader.example(self.task.example(row, labelled))
 
-    def logits(self, examples: Sequence[Any], places: Sequence[str]) -> np.ndarray:
-        """float32 [n, C], in the order of `examples`, which stand at `places` ("x.jsonl:17").
+    def logits(self, examples: Sequence[Any], places: Sequence[str]) -> Any:
+        """What the task's `predictions` are made of, in the order of `examples`, which stand at `places`.
 
-        Raises UserError with the place of one that does not fit the model.
+        float32 [n, C]; of words a list of [words, C] (inputs/words.py). Raises UserError with the place ("x.jsonl:17")
+        of an example that does not fit the model.
         """
-        out = np.zeros((len(examples), self.task.outputs), np.float32)
-        for batch in self.reader.batches(examples, places, self.rows):
-            logits_BSC = np.asarray(self.step(self.params, scoring.to_device(batch, self.where)))
-            real_BS = batch["example"] >= 0
-            out[batch["example"][real_BS]] = logits_BSC[real_BS]
-        return out
+        batches = self.reader.batches(examples, places, self.rows)
+        computed = (
+            (batch, np.asarray(self.step(self.params, scoring.to_device(batch, self.where)))) for batch in batches
+        )
+        return self.reader.gathered(examples, self.task.outputs, computed)
 
     def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
         """Adds labelled examples to a meter of the task."""
-        logits_XC = self.logits(examples, places)
-        label_X = tokens.label_array([example.label for example in examples], places[0])
-        batch = {"label": label_X[None], "weight": np.ones((1, len(examples)), np.float32)}
-        total, weight = self.task.loss(logits_XC[None], batch)["loss"]
-        meter.add(logits_XC, label_X, float(total), float(weight))
+        scoring.score(self.eval_step, self.params, self.reader.batches(examples, places, self.rows), meter, self.where)

@@ -22,7 +22,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = cli.parser("python -m jaxft.predict", "Label the rows of a file with probabilities, in input order.")
     parser.add_argument(
-        "--input", required=True, help="jsonl, csv, tsv, parquet or txt file, also .gz; or a folder of images"
+        "--input", required=True, help="jsonl, csv, tsv, parquet, txt or conll file, also .gz; or a folder of images"
     )
     parser.add_argument(
         "--output", required=True, help="jsonl file to write; the rows of the input with a prediction each"
@@ -80,7 +80,7 @@ def _check_columns(chunk: list[tuple[str, Any]], task: Any) -> None:
 
 def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[list[dict[str, Any]], int]:
     """One record a row, in order, the row with its prediction or an error; and how many have a prediction."""
-    examples, records, places, wheres = [], [], [], []
+    examples, rows, records, places, wheres = [], [], [], [], []
     for where, row in chunk:
         try:
             if isinstance(row, BadRow):
@@ -94,9 +94,10 @@ def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[
         places.append(len(records))
         wheres.append(where)
         records.append(dict(row))
+        rows.append(row)
         examples.append(example)
     if examples:
-        predictions = classifier.task.predictions(classifier.logits(examples, wheres))
+        predictions = classifier.task.predictions(classifier.logits(examples, wheres), rows)
         for place, prediction in zip(places, predictions, strict=True):
             records[place] |= {f"predicted_{name}": value for name, value in prediction.items()}
     return records, len(examples)

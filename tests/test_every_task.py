@@ -30,6 +30,7 @@ LABELS = {
     "multilabel": [["x"], ["y", "z"], []],
 }
 ELSEWHERE = {"causal_lm": "tasks/test_language_models.py", "masked_lm": "tasks/test_language_models.py"}
+ELSEWHERE |= {"token_cls": "tasks/test_token_runs.py"}
 B, S = 2, 3
 
 
@@ -138,7 +139,7 @@ def test_the_meter_agrees_with_the_step_and_offers_every_metric_of_the_task(name
 @pytest.mark.parametrize("name", SECTIONS)
 def test_predictions_are_json_and_one_a_row(name):
     task = fitted(name)
-    predictions = task.predictions(np.asarray(logits(task)).reshape(-1, task.outputs))
+    predictions = task.predictions(np.asarray(logits(task)).reshape(-1, task.outputs), [{}] * (B * S))
     assert len(predictions) == B * S
     assert json.loads(json.dumps(predictions)) == predictions
 

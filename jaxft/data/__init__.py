@@ -3,6 +3,7 @@
 DATASETS = {
     "docstrings": "jaxft.data.docstrings:docstrings",
     "digits": "jaxft.data.digits:digits",
+    "pycode": "jaxft.data.pycode:pycode",
     "tfds": "jaxft.data.tfds:tfds",
     "files": "jaxft.data.files:files",
     "images": "jaxft.data.folders:images",

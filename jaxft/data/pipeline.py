@@ -9,6 +9,7 @@ from jaxft.data.pack import Plan
 from jaxft.data.tokens import TokenCache
 
 Batch = dict[str, np.ndarray]
+NO_LABEL = -100
 EMPTY = -1  # as a row number: a row without examples
 
 
@@ -86,6 +87,8 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
     ids, type, segment (0 = padding, 1.. = the row's examples), position (from 0 in each segment): int32 [B, L].
     first (index of each segment's first token), example (index into the cache, -1 = empty slot): int32 [B, S].
     weight (1 = example, 0 = empty slot): float32 [B, S]. label: [B, S] or [B, S, C], 0 in empty slots.
+    Where words have labels: label int32 [B, L], -100 where none begins, weight float32 [B, L], and lost int32 [B, S],
+    how many words of an example have no token.
     """
     B, L, S = len(rows_B), row_length, plan.max_segments
     # E: the examples of the batch, row after row; T: their tokens.
@@ -103,8 +106,8 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
     source_T = np.repeat(source_E, length_E) + position_T
     target_T = np.repeat(row_E * L + first_E, length_E) + position_T
 
-    def tokens_BL(values_T: np.ndarray) -> np.ndarray:
-        out = np.zeros(B * L, np.int32)
+    def tokens_BL(values_T: np.ndarray, empty: int = 0) -> np.ndarray:
+        out = np.full(B * L, empty, np.int32)
         out[target_T] = values_T
         return out.reshape(B, L)
 
@@ -113,16 +116,19 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
         out[row_E, slot_E] = values_E
         return out
 
-    return {
+    batch = {
         "ids": tokens_BL(tokens.ids[source_T]),
         "type": tokens_BL(tokens.types[source_T]),
         "segment": tokens_BL(np.repeat(slot_E + 1, length_E)),
         "position": tokens_BL(position_T),
         "first": slots_BS(first_E, np.int32),
-        "label": slots_BS(tokens.labels[example_E], tokens.labels.dtype),
-        "weight": slots_BS(np.ones(len(example_E)), np.float32),
         "example": slots_BS(example_E, np.int32, empty=-1),
     }
+    label_BS = slots_BS(tokens.labels[example_E], tokens.labels.dtype)
+    if tokens.tags is None:
+        return batch | {"label": label_BS, "weight": slots_BS(np.ones(len(example_E)), np.float32)}
+    label_BL = tokens_BL(tokens.tags[source_T], empty=NO_LABEL)
+    return batch | {"label": label_BL, "weight": (label_BL != NO_LABEL).astype(np.float32), "lost": label_BS}
 
 
 def _count_within(counts: np.ndarray) -> np.ndarray:

@@ -21,10 +21,10 @@ class Chunk:
 
     def __init__(self):
         self.rows: list[int] = []
-        self.texts: list[tuple[str, str | None]] = []
+        self.texts: list[tuple[Any, str | None]] = []
         self.labels: list[Any] = []
 
-    def append(self, row: int, text: str, pair: str | None, label: Any) -> None:
+    def append(self, row: int, text: str | list[str], pair: str | None, label: Any) -> None:
         """Raises BadRow when the label is no finite number or list of such."""
         for number in label if isinstance(label, list) else () if label is None else (label,):
             _check_number(number)
@@ -67,10 +67,25 @@ def label_array(labels: list[Any], where: str) -> np.ndarray:
     return array.astype(np.int32 if whole else np.float32)
 
 
+def labels_of(labels: list[Any], encoded: Sequence[Any], where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(labels, tags) of a TokenCache, tags None where the labels are not of words."""
+    if not encoded or len(encoded[0]) == 3:
+        return label_array(labels, where), None
+    tags, lost = [np.zeros(0, np.int32)], []
+    for label_W, (ids, _, _, begins_W) in zip(labels, encoded, strict=True):
+        tag_T = np.full(len(ids), NO_LABEL, np.int32)
+        found_W = begins_W >= 0
+        tag_T[begins_W[found_W]] = np.asarray(label_W, np.int32)[found_W]
+        tags.append(tag_T)
+        lost.append(len(found_W) - found_W.sum())
+    return np.array(lost, np.int32), np.concatenate(tags)
+
+
 class TokenWriter:
     """A context: `add` chunks in order, then `finish`.
 
-    Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json and bad_rows.json into `folder`.
+    Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json and bad_rows.json into `folder`, and
+    tags.bin where the labels are of words.
     """
 
     def __init__(self, folder: Path, split: Split):
@@ -78,13 +93,14 @@ class TokenWriter:
         self._split = split
         self._ids = open(folder / "ids.uint32", "wb")  # noqa: SIM115 - closed on leaving
         self._types = open(folder / "types.bin", "wb")  # noqa: SIM115
+        self._tags: Any = None
         self._lengths: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._max_id = self._max_type = 0
         self._bad = list(split.bad[:REPORTED])
         self._counts = {"rows": len(split.rows) + len(split.bad), "kept": 0, "bad": len(split.bad)}
-        self._counts |= {"truncated": 0, "empty": 0}
+        self._counts |= {"truncated": 0, "empty": 0, "lost": 0}
 
     def __enter__(self) -> "TokenWriter":
         return self
@@ -92,6 +108,8 @@ class TokenWriter:
     def __exit__(self, *error: object) -> None:
         self._ids.close()
         self._types.close()
+        if self._tags:
+            self._tags.close()
 
     def reject(self, where: str, reason: str) -> None:
         """Counts a bad row."""
@@ -99,9 +117,9 @@ class TokenWriter:
         if len(self._bad) < REPORTED:
             self._bad.append((where, reason))
 
-    def add(self, chunk: Chunk, encoded: Sequence[tuple[Sequence[int], Sequence[int], bool]]) -> None:
+    def add(self, chunk: Chunk, encoded: Sequence[Any]) -> None:
         """Raises UserError for an id or type that no tokenizer has, or for labels of another kind than those before."""
-        lengths = np.fromiter((len(ids) for ids, _, _ in encoded), np.int64, len(encoded))
+        lengths = np.fromiter((len(one[0]) for one in encoded), np.int64, len(encoded))
         kept = range(len(chunk.rows))
         if not lengths.all():
             for index in np.flatnonzero(lengths == 0):
@@ -120,15 +138,24 @@ class TokenWriter:
         self._types.write(types.astype(np.uint8).data)
         self._lengths.append(lengths)
         self._rows.append(np.array([chunk.rows[i] for i in kept], np.int64))
-        self._labels.append(label_array([chunk.labels[i] for i in kept], self._split.where(chunk.rows[0])))
+        self._add_labels([chunk.labels[i] for i in kept], encoded, self._split.where(chunk.rows[0]))
         self._counts["kept"] += len(kept)
-        self._counts["truncated"] += sum(truncated for _, _, truncated in encoded)
-        self._counts["empty"] += sum(not chunk.texts[i][0].strip() for i in kept)
+        self._counts["truncated"] += sum(one[2] for one in encoded)
+        self._counts["empty"] += sum(not "".join(chunk.texts[i][0]).strip() for i in kept)
+
+    def _add_labels(self, labels: list[Any], encoded: Sequence[Any], where: str) -> None:
+        array, tags = labels_of(labels, encoded, where)
+        self._labels.append(array)
+        if tags is not None:
+            self._tags = self._tags or open(self._folder / "tags.bin", "wb")  # noqa: SIM115 - closed on leaving
+            self._tags.write(tags.data)
+            self._counts["lost"] += int(array.sum())
 
     def finish(self) -> None:
         """Writes what was gathered."""
-        self._ids.close()
-        self._types.close()
+        for file in (self._ids, self._types, self._tags):
+            if file:
+                file.close()
         dtype = np.uint16 if self._max_id < 2**16 else np.uint32
         _convert(self._folder / "ids.uint32", self._folder / "ids.bin", dtype)
         lengths = np.concatenate([np.zeros(1, np.int64), *self._lengths])

@@ -21,13 +21,14 @@ import numpy as np
 from jaxft import disk
 from jaxft.data import cache_files
 from jaxft.data.source import Split, fingerprint, refuse_bad
-from jaxft.data.token_writer import Chunk, TokenWriter, flatten, label_array
+from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of
 from jaxft.registry import BadRow, UserError
 
-CODE_VERSION = 2  # raise it when the same input gives other tokens or another layout
+CODE_VERSION = 3  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
 
-Encode = Callable[[list[tuple[str, str | None]]], Sequence[Any]]  # of (ids, types, truncated)
+# Of texts to (ids, types, truncated); of lists of words also where in the ids each word begins, -1: nowhere.
+Encode = Callable[[list[tuple[Any, str | None]]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ class TokenCache:
     """Example x has tokens ids[offsets[x] : offsets[x + 1]].
 
     ids: uint16 or uint32 [tokens], types: uint8 [tokens] (token types), both memory-mapped; offsets: int64 [X + 1];
-    labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none; row: int64 [X], index in the
-    split. counts: rows, kept, bad, truncated, empty (texts). max_id, max_type: largest token id and type. bad: (where,
-    reason) of the first bad rows; all of them up to a thousand are in bad_rows.json of `folder`. fingerprint: what the
-    tokens depend on, hashed. A cache that is not kept (`in_memory`) has no folder and no fingerprint.
+    labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none. Where words have labels: tags,
+    int32 [tokens], has a word's at its first token and -100 at all others, and labels, int32 [X], the number of an
+    example's words that have no token. row: int64 [X], index in the split.
+    counts: rows, kept, bad, truncated, empty (texts), lost (words without a token). max_id, max_type: largest token id
+    and type. bad: (where, reason) of the first bad rows; all of them up to a thousand are in bad_rows.json of `folder`.
+    fingerprint: what the tokens depend on, hashed. A cache that is not kept (`in_memory`) has no folder and no
+    fingerprint.
     """
 
     folder: Path | None
@@ -46,6 +50,7 @@ class TokenCache:
     types: np.ndarray
     offsets: np.ndarray
     labels: np.ndarray
+    tags: np.ndarray | None
     row: np.ndarray
     counts: dict[str, int]
     max_id: int
@@ -94,9 +99,9 @@ def build(
 ) -> TokenCache:
     """The cache of `split` below `folder`, read if it is there and whole, built otherwise.
 
-    example: row -> object with .text, .pair (None = single text) and .label (int, float, list of numbers or None);
-        raises BadRow for a row that cannot be used.
-    encode: (text, pair) list -> (ids, types, truncated) of each.
+    example: row -> object with .text, .pair (None = single text) and .label (int, float, list of numbers or None), or
+        with .text a list of words and .label as many whole numbers; raises BadRow for a row that cannot be used.
+    encode: (text, pair) list -> (ids, types, truncated) of each, or (ids, types, truncated, begins) of words.
     key: whatever else decides the content (tokenizer fingerprint, task, its options).
     on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
     """
@@ -119,14 +124,17 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
     ids, types = flatten(encoded)
     offsets = np.cumsum([0, *(len(one[0]) for one in encoded)], dtype=np.int64)
     truncated = sum(bool(one[2]) for one in encoded)
+    labels, tags = labels_of([example.label for example in examples], encoded, "the first example")
+    lost = 0 if tags is None else int(labels.sum())
     return TokenCache(
         folder=None,
         ids=ids,
         types=types,
         offsets=offsets,
-        labels=label_array([example.label for example in examples], "the first example"),
+        labels=labels,
+        tags=tags,
         row=np.arange(len(encoded)),
-        counts={"rows": len(encoded), "kept": len(encoded), "bad": 0, "truncated": truncated, "empty": 0},
+        counts={"rows": len(encoded), "kept": len(encoded), "bad": 0, "truncated": truncated, "empty": 0, "lost": lost},
         max_id=int(ids.max(initial=0)),
         max_type=int(types.max(initial=0)),
         bad=(),
@@ -151,6 +159,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
         types=cache_files.mapped(path / "types.bin", "uint8"),
         offsets=np.load(path / "offsets.npy"),
         labels=np.load(path / "labels.npy"),
+        tags=cache_files.mapped(path / "tags.bin", "int32") if (path / "tags.bin").exists() else None,
         row=np.load(path / "row.npy"),
         counts=report["counts"],
         max_id=report["max_id"],

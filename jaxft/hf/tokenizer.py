@@ -1,5 +1,6 @@
 """Text -> token ids, by the Rust tokenizer alone (0.03 s to import, where transformers takes seconds)."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -38,6 +39,18 @@ class Encoded(NamedTuple):
     truncated: bool
 
 
+class EncodedWords(NamedTuple):
+    """As Encoded, of a text given as words; and the place of each word's first token, -1 of a word that has none.
+
+    A word has none where it was cut off, and where the tokenizer leaves nothing of it.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    truncated: bool
+    begins: np.ndarray  # int32 [words]
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """A tokenizer with its special tokens. `vocab_size` is the highest id + 1; `fingerprint` changes with any file.
@@ -58,14 +71,7 @@ class TextEncoder:
         Too long a pair loses tokens from its longer side first. An empty text is its special tokens alone.
         Raises UserError where `max_length` has no room for one token beside the special ones.
         """
-        pairs = any(pair is not None for _, pair in texts)
-        special = self.tokenizer.num_special_tokens_to_add(pairs)
-        if max_length <= special:
-            raise UserError(
-                f"a length of {max_length} has no room for text: {special} tokens of each example are special"
-            )
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length, strategy="longest_first")
+        self._cut_at(max_length, pairs=any(pair is not None for _, pair in texts))
         encodings = self.tokenizer.encode_batch_fast([text if pair is None else (text, pair) for text, pair in texts])
         return [
             Encoded(
@@ -76,6 +82,41 @@ class TextEncoder:
             )
             for one in encodings
         ]
+
+    def encode_words(self, texts: Sequence[tuple[Sequence[str], str | None]], max_length: int) -> list[EncodedWords]:
+        """Ids of (words, None), otherwise as `encode`.
+
+        Byte-level BPE takes a word in a sentence for another one than the same letters at the start of a text: there
+        all words get a space before them (add_prefix_space in transformers).
+        """
+        self._cut_at(max_length, pairs=False)
+        space = " " if self.spaced else ""
+        sentences = [[f"{space}{word}" for word in words] for words, _ in texts]
+        # encode_batch_fast does not tell which word a token is of.
+        encodings = self.tokenizer.encode_batch(sentences, is_pretokenized=True)
+        return [
+            EncodedWords(
+                np.array(one.ids, np.uint32),
+                np.array(one.type_ids, np.uint32),
+                len(one.ids) == max_length and bool(one.overflowing),
+                _first_tokens(one.word_ids, len(words)),
+            )
+            for one, words in zip(encodings, sentences, strict=True)
+        ]
+
+    @functools.cached_property
+    def spaced(self) -> bool:
+        """Whether this is byte-level BPE, which needs a space before each word and adds none itself."""
+        return _adds_no_space(json.loads(self.tokenizer.to_str())["pre_tokenizer"])
+
+    def _cut_at(self, max_length: int, pairs: bool) -> None:
+        special = self.tokenizer.num_special_tokens_to_add(pairs)
+        if max_length <= special:
+            raise UserError(
+                f"a length of {max_length} has no room for text: {special} tokens of each example are special"
+            )
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(max_length, strategy="longest_first")
 
     def encode_documents(self, texts: Sequence[tuple[str, str | None]]) -> list[Encoded]:
         """Ids of whole texts, special tokens included and an end-of-text token behind each, if there is one."""
@@ -101,6 +142,24 @@ class TextEncoder:
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def _first_tokens(word_T: Sequence[int | None], words: int) -> np.ndarray:
+    """The place of each word's first token, int32 [words], -1 of a word without one; None: a token of no word."""
+    of_T = np.array([-1 if word is None else word for word in word_T], np.int64)
+    found, first = np.unique(of_T, return_index=True)
+    begins_W = np.full(words, -1, np.int32)
+    begins_W[found[found >= 0]] = first[found >= 0]
+    return begins_W
+
+
+def _adds_no_space(step: Any) -> bool:
+    """Whether a pre-tokenizer, as tokenizer.json has it, is byte-level and leaves words as they come."""
+    if not step:
+        return False
+    if step["type"] == "Sequence":
+        return any(_adds_no_space(one) for one in step["pretokenizers"])
+    return step["type"] == "ByteLevel" and not step["add_prefix_space"]
 
 
 def load(folder: Path) -> TextEncoder:

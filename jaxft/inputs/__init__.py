@@ -17,19 +17,20 @@ INPUTS = {
     "text": "jaxft.inputs.text",
     "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
+    "words": "jaxft.inputs.words",
 }
 
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return ("image",) if family.KIND == "vision" else ("text", "corpus")
+    return ("image",) if family.KIND == "vision" else ("text", "corpus", "words")
 
 
 def of(task: Any, family: Any) -> Any:
     """The module of what `task` reads. Raises UserError where the family reads something else."""
     if task.reads not in reads(family):
         raise UserError(
-            f"the task reads {task.reads}, and a {family.MODEL_TYPE} model reads {' or '.join(reads(family))}: set "
+            f"the task reads {task.reads}, and a {family.MODEL_TYPE} model reads {', '.join(reads(family))}: set "
             "another task.name, or another model.hf or model.name"
         )
     if task.head not in family.HF_HEADS:

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,36 @@ class Inputs(abc.ABC):
         """Where the examples of a training batch were read: "train.jsonl:17"."""
         rows = self.caches["train"].row[batch["example"][batch["example"] >= 0]]
         return [self.splits["train"].where(int(row)) for row in rows]
+
+
+class Reader(abc.ABC):
+    """What a hub folder says of its inputs, for the verbs that label rows. `fields`: of the model's Config."""
+
+    most: int  # examples to hold at once
+    fields: dict[str, Any]
+
+    @abc.abstractmethod
+    def fit(self, cfg: Any) -> None:
+        """Settles what the model of `cfg` decides. Raises UserError where the two do not belong together."""
+
+    @abc.abstractmethod
+    def example(self, example: Any) -> Any:
+        """What is kept of an example until its batch is made. Raises BadRow."""
+
+    @abc.abstractmethod
+    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Batch]:
+        """Batches of `rows` rows with all `examples`, which stand at `places` ("x.jsonl:17").
+
+        Raises UserError with the place of one that does not fit the model.
+        """
+
+    def gathered(self, examples: Sequence[Any], outputs: int, computed: Iterable[tuple[Batch, np.ndarray]]) -> Any:
+        """float32 [n, outputs], in the order of `examples`, of batches with their logits."""
+        out = np.zeros((len(examples), outputs), np.float32)
+        for batch, logits_BSC in computed:
+            real_BS = batch["example"] >= 0
+            out[batch["example"][real_BS]] = logits_BSC[real_BS]
+        return out
 
 
 def read(config: Config, hf_folder: Path | None, say: Say) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Images: a processor, image caches, and a row for each image."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jaxft.data import image_cache, pipeline
 from jaxft.data.images import Augment, Processor
 from jaxft.data.pipeline import EMPTY, Batch
 from jaxft.hf import processor as hf_processor
+from jaxft.inputs import base
 from jaxft.inputs.base import Inputs, Say, kept, read
 from jaxft.registry import UserError
 
@@ -119,7 +120,7 @@ def _processor(cfg: Any, hf_folder: Path | None) -> Processor:
     return Processor(**hf_processor.read(hf_folder, side=cfg.image_size, channels=cfg.channels))
 
 
-class Reader:
+class Reader(base.Reader):
     """The processor of a hub folder. `length` must be 0: an image has as many tokens as it has."""
 
     most = 256  # examples to hold at once: 150 KB each at 224 x 224 pixels
@@ -131,15 +132,14 @@ class Reader:
         self.fields: dict[str, Any] = {}
 
     def fit(self, cfg: Any) -> None:
-        """Settles what the model of `cfg` decides. Raises UserError where the two do not belong together."""
         self._processor, self._length = _processor(cfg, self._folder), cfg.positions
 
     def example(self, example: Any) -> Any:
-        """The example with its image decoded. Raises BadRow."""
+        """The example with its image decoded."""
         return example._replace(image=self._processor.pixels(example.image))
 
-    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Batches of `rows` rows with all `examples`."""
-        pixels, label = np.stack([example.image for example in examples]), np.zeros(len(examples), np.int32)
+    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Batch]:
+        pixels = np.stack([example.image for example in examples])
+        label = np.array([example.label or 0 for example in examples], np.int32)  # 0 also where nothing is labelled
         for rows_B in pipeline.passing(len(examples), rows):
             yield _batch(self._processor, pixels[rows_B], label[rows_B], rows_B, self._length)

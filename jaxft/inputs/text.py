@@ -1,6 +1,6 @@
 """Text: a tokenizer, token caches, and rows packed with several examples."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from jaxft.config import Config
 from jaxft.data import pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.hf import tokenizer, trainers
+from jaxft.inputs import base
 from jaxft.inputs.base import Inputs, Say, kept, read
 from jaxft.registry import BadRow, UserError, check_name, lookup
+
+Encode = Callable[[Any, list[Any], int], Sequence[Any]]  # a TextEncoder, texts, the most tokens -> what was read
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,14 @@ def placeholders(config: Config) -> dict[str, Any]:
     return {"vocab": config.tokenizer.vocab, "pad_id": 0}
 
 
-def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> TextInputs:
+def prepare(
+    config: Config,
+    cfg: Any,
+    folder: Path,
+    hf_folder: Path | None,
+    say: Say,
+    encode: Encode = tokenizer.TextEncoder.encode,
+) -> TextInputs:
     """Reads the data, fits the task to them, and builds what is not cached yet. Raises UserError before any compile.
 
     The tokenizer is that of `hf_folder`, the checkpoint to start from; without one it is trained in `folder`.
@@ -90,7 +100,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     encoder = encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     caches, plans = {}, {}
     for name, split in dataset.splits.items():
-        caches[name] = _cache(task, encoder, split, length, config.input.on_bad)
+        caches[name] = _cache(task, encoder, encode, split, length, config.input.on_bad)
         # Rows hold examples in random company, of all splits by the same seed.
         plans[name] = pack.plan(
             caches[name].lengths, row_length=length, max_segments=config.input.pack, seed=config.seed
@@ -99,6 +109,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         say(
             f"{name}: {kept(counts)}"
             + (f", {counts['truncated']:,} cut to {length} tokens" if counts["truncated"] else "")
+            + (f", {counts['lost']:,} words lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
     return TextInputs(task, hf_folder, dataset.splits, caches, encoder, plans, length)
@@ -127,12 +138,12 @@ def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Ca
     return lambda target: tokenizer.copy_files(hf_folder or folder, target, config.input.length)
 
 
-def _cache(task: Any, encoder: Any, split: Any, length: int, on_bad: str) -> Any:
+def _cache(task: Any, encoder: Any, encode: Encode, split: Any, length: int, on_bad: str) -> Any:
     """The token cache of one split, from the private cache folder where it is already there."""
     return tokens.build(
         split,
         task.example,
-        lambda texts: encoder.encode(texts, length),
+        lambda texts: encode(encoder, texts, length),
         key={"tokenizer": encoder.fingerprint, "task": repr(task), "length": str(length)},
         folder=str(cache.private_dir("tokens")),
         on_bad=on_bad,
@@ -145,12 +156,12 @@ def _texts(task: Any, split: Any) -> Iterator[str]:
             example = task.example(row)
         except BadRow:
             continue  # counted, or refused, when the token cache is built
-        yield example.text
+        yield example.text if isinstance(example.text, str) else " ".join(example.text)
         if example.pair:
             yield example.pair
 
 
-class Reader:
+class Reader(base.Reader):
     """The tokenizer of a hub folder. `length`: the most tokens to read (0: as trained)."""
 
     most = 4096  # examples to hold at once: enough for the packing to fill rows, little to hold
@@ -161,23 +172,17 @@ class Reader:
         self.fields = {"pad_id": self._encoder.pad_id}
 
     def fit(self, cfg: Any) -> None:
-        """Settles what the model of `cfg` decides. Raises UserError where the two do not belong together."""
         tokenizer.check_vocab(self._encoder, cfg.vocab)
         self._cfg = cfg
         self._length = min(self._wanted or tokenizer.max_length(self._folder, cfg.positions), cfg.positions)
 
-    def encode(self, texts: list[tuple[str, str | None]]) -> list[tokenizer.Encoded]:
+    def encode(self, texts: list[tuple[Any, str | None]]) -> Sequence[Any]:
         return self._encoder.encode(texts, self._length)
 
     def example(self, example: Any) -> Any:
-        """What is kept of an example until its batch is made."""
         return example
 
-    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """Batches of `rows` rows with all `examples`, which stand at `places` ("x.jsonl:17").
-
-        Raises UserError with the place of a token that the model has no embedding of.
-        """
+    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Batch]:
         held = tokens.in_memory(examples, self.encode)
         held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
         plan = pack.plan(held.lengths, row_length=self._length, max_segments=max(1, self._length // 8), seed=0)

@@ -17,15 +17,16 @@ TASKS = {
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",
+    "token_cls": "jaxft.tasks.token_cls:TokenCls",
 }
 
 
 class Example(NamedTuple):
     """A row of text as the token cache wants it."""
 
-    text: str
+    text: str | list[str]  # a list: words, each of which has a label
     pair: str | None  # the second text of a sentence pair
-    label: int | float | list[float] | None  # None: unlabelled
+    label: int | float | list[float] | list[int] | None  # None: unlabelled
 
 
 class Picture(NamedTuple):
@@ -35,6 +36,7 @@ class Picture(NamedTuple):
     label: int | None
 
 
+OF_TOKENS = "ForTokenClassification"  # how the architectures end that have a token head
 _PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
     "text": {
         "single_label_classification": "cls",
@@ -50,16 +52,19 @@ def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: A
 
     `reads` is what its model reads. `options` are those of the task: columns that have other names than
     the task's own, and what config.json has no field for.
-    As in transformers, a config without problem_type regresses with one output and classifies with more. Raises
-    UserError for a config that names no classes.
+    A model of tokens is known by its architecture. As in transformers, another config without problem_type regresses
+    with one output and classifies with more. Raises UserError for a config that names no classes.
     """
     if not isinstance(config.get("id2label"), Mapping) or not config["id2label"]:
         raise UserError("config.json has no id2label: this is not a fine-tuned classifier or regressor")
     guess = "regression" if len(config["id2label"]) == 1 else "single_label_classification"
     problem, known = config.get("problem_type") or guess, _PROBLEMS[reads]
-    if problem not in known:
+    if any(str(name).endswith(OF_TOKENS) for name in config.get("architectures") or ()):
+        task = lookup(TASKS, "token_cls", "task.name")
+    elif problem in known:
+        task = lookup(TASKS, known[problem], "task.name")
+    else:
         raise UserError(f"config.json: problem_type={problem!r} is not known; known: {', '.join(known)}")
-    task = lookup(TASKS, known[problem], "task.name")
     options = task.columns | options
     check_options(task.from_hf, options, "task", ("config",))
     return task.from_hf(config, **options)

@@ -75,13 +75,16 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else None))
 
 
-def to_hf(classes: Sequence[str], problem: str) -> dict[str, Any]:
-    """The fields of config.json. Keys are text, as JSON has them; num_labels follows from id2label in transformers."""
-    return {
+def to_hf(classes: Sequence[str], problem: str = "") -> dict[str, Any]:
+    """The fields of config.json. Keys are text, as JSON has them; num_labels follows from id2label in transformers.
+
+    `problem` tells apart what else looks the same there; "": nothing does.
+    """
+    names = {
         "id2label": {str(i): name for i, name in enumerate(classes)},
         "label2id": {name: i for i, name in enumerate(classes)},
-        "problem_type": problem,
     }
+    return names | ({"problem_type": problem} if problem else {})
 
 
 def from_hf(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ class Multilabel(TextTask):
     def meter(self) -> MultilabelMeter:
         return MultilabelMeter(self.classes, self.threshold)
 
-    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def predictions(self, logits: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """logits [n, C] -> [{labels, probabilities: {class: p}}]."""
         return [
             {

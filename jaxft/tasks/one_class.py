@@ -85,7 +85,7 @@ class OneClass(Whole):
     def meter(self) -> ClassMeter:
         return ClassMeter(self.classes)
 
-    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def predictions(self, logits: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """logits [n, C] -> [{label, probabilities: {class: p}}]."""
         return [
             {

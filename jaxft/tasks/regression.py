@@ -70,7 +70,7 @@ class Regression(TextTask):
     def meter(self) -> RegressionMeter:
         return RegressionMeter()
 
-    def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+    def predictions(self, logits: np.ndarray, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """logits [n, 1] -> [{score}]."""
         return [{"score": score} for score in logits[:, 0].tolist()]
 

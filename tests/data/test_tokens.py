@@ -62,7 +62,7 @@ def test_the_cache_holds_what_the_tokenizer_said(tmp_path):
     assert cache.ids.dtype == np.uint16 and cache.max_id == cache.ids.max()
     assert cache.labels.dtype == np.int32 and cache.labels.tolist() == [row["label"] for row in rows]
     assert cache.row.tolist() == list(range(10_000))
-    assert cache.counts == {"rows": 10_000, "kept": 10_000, "bad": 0, "truncated": 0, "empty": 0}
+    assert cache.counts == {"rows": 10_000, "kept": 10_000, "bad": 0, "truncated": 0, "empty": 0, "lost": 0}
 
 
 def test_pairs_truncation_and_wide_ids(tmp_path):
@@ -119,7 +119,7 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_reported(tmp_path):
     for quoted in ("x.jsonl:9: not JSON", "x.jsonl:2: rejected", "x.jsonl:3: has no tokens"):
         assert quoted in str(caught.value)
     cache = build(rows, tmp_path, bad=unreadable, on_bad="skip")
-    assert cache.counts == {"rows": 5, "kept": 2, "bad": 3, "truncated": 0, "empty": 0}
+    assert cache.counts == {"rows": 5, "kept": 2, "bad": 3, "truncated": 0, "empty": 0, "lost": 0}
     assert cache.row.tolist() == [0, 3] and cache.labels.tolist() == [0, 1]
     assert len(json.loads((Path(cache.folder) / "bad_rows.json").read_text())) == 3
     with pytest.raises(UserError, match="3 of 5"):  # from the cache as well

@@ -240,6 +240,6 @@ def test_smoothing_reaches_the_loss():
 
 
 def test_predictions_name_the_class_and_all_probabilities():
-    (prediction,) = fit("a", "b").predictions(np.log([[1.0, 3.0]]))
+    (prediction,) = fit("a", "b").predictions(np.log([[1.0, 3.0]]), [{}])
     assert prediction["label"] == "b"
     assert prediction["probabilities"] == pytest.approx({"a": 0.25, "b": 0.75})

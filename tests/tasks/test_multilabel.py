@@ -100,7 +100,7 @@ def test_accuracy_wants_every_label_right_and_heeds_the_threshold():
 
 
 def test_predictions_list_labels_above_the_threshold():
-    (prediction,) = fit(["a"], ["b"], threshold=0.7).predictions(np.array([[0.0, 3.0]]))
+    (prediction,) = fit(["a"], ["b"], threshold=0.7).predictions(np.array([[0.0, 3.0]]), [{}])
     assert prediction["labels"] == ["b"]
     assert prediction["probabilities"] == pytest.approx({"a": 0.5, "b": 1 / (1 + np.exp(-3.0))})
 
