@@ -47,6 +47,9 @@ def _texts(net: Any) -> tuple[Batch, Batch]:
     batch = {"ids": ids_BL, "type": type_BL, "segment": mask_BL, "position": position_BL}
     batch["first"] = np.zeros((ROWS, 1), np.int32)
     given = {"input_ids": ids_BL, "attention_mask": mask_BL} | ({"token_type_ids": type_BL} if type_BL.any() else {})
+    if net.head == "seq2seq_lm":  # the decoder reads the same texts
+        batch |= {"target_ids": ids_BL, "target_segment": mask_BL, "target_position": batch["position"]}
+        given |= {"decoder_input_ids": ids_BL, "decoder_attention_mask": mask_BL}
     return batch, {name: array.astype(np.int64) for name, array in given.items()}
 
 

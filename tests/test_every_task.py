@@ -29,7 +29,7 @@ LABELS = {
     "regression": [0.5, 1.0, 4.5],
     "multilabel": [["x"], ["y", "z"], []],
 }
-ELSEWHERE = {"causal_lm": "tasks/test_language_models.py", "masked_lm": "tasks/test_language_models.py"}
+ELSEWHERE = dict.fromkeys(("causal_lm", "masked_lm", "span_corruption"), "tasks/test_language_models.py")
 ELSEWHERE |= {"token_cls": "tasks/test_token_runs.py"}
 B, S = 2, 3
 

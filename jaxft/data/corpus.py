@@ -25,10 +25,11 @@ def rows(tokens: TokenCache, row_length: int) -> int:
     return -(-int(tokens.offsets[-1]) // row_length)
 
 
-def segment_lengths(tokens: TokenCache, row_length: int) -> np.ndarray:
-    """Tokens of each piece of a document within a row, int64 [pieces]."""
+def pieces(tokens: TokenCache, row_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(row, tokens) of each piece of a document within a row, int64 [pieces] each."""
     total = int(tokens.offsets[-1])
-    return np.diff(np.union1d(tokens.offsets, [*range(0, total, row_length), total]))
+    edges = np.union1d(tokens.offsets, [*range(0, total, row_length), total])
+    return edges[:-1] // row_length, np.diff(edges)
 
 
 def batches(

@@ -21,6 +21,7 @@ USES = {  # (is it of images, head) -> its name on the hub, the classes that ope
     (False, "sequence"): {"pipeline": "text-classification", "model": "AutoModelForSequenceClassification", **TEXT},
     (False, "masked_lm"): {"pipeline": "fill-mask", "model": "AutoModelForMaskedLM", **TEXT},
     (False, "causal_lm"): {"pipeline": "text-generation", "model": "AutoModelForCausalLM", **TEXT},
+    (False, "seq2seq_lm"): {"pipeline": "text2text-generation", "model": "AutoModelForSeq2SeqLM", **TEXT},
     (False, "token"): {"pipeline": "token-classification", "model": "AutoModelForTokenClassification", **TEXT},
     (True, "sequence"): {"pipeline": "image-classification", "model": "AutoModelForImageClassification", **IMAGE},
 }

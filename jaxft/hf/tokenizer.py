@@ -28,6 +28,7 @@ FILES = (
 # second and 200 MB of memory: each item costs the parser up to 60 bytes.
 TOKENIZER_BYTES = 50_000_000
 TOKENIZER_ITEMS = 3_000_000
+SENTINEL = "<extra_id_{}>"  # the marks of T5, counted from 0
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 

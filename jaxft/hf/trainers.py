@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxft import disk
-from jaxft.hf.tokenizer import CONFIG, TOKENIZER, TextEncoder, load
+from jaxft.hf.tokenizer import CONFIG, SENTINEL, TOKENIZER, TextEncoder, load
 from jaxft.registry import UserError
 
 TRAINERS = {
     "wordpiece": "jaxft.hf.trainers:wordpiece",
     "bpe": "jaxft.hf.trainers:bpe",
     "char": "jaxft.hf.trainers:char",
+    "sentinels": "jaxft.hf.trainers:sentinels",
 }
 
 ALPHABET = 1000  # letters that WordPiece keeps, the most frequent ones; words with any other letter become [UNK]
@@ -74,6 +75,19 @@ def bpe(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, posi
 
     Otherwise as `wordpiece`. Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016.
     """
+    special = {which: END for which in ("bos_token", "eos_token", "pad_token")}
+    return _write(_byte_pairs(texts, vocab, lowercase, [END]), folder, FAST, special, positions)
+
+
+def sentinels(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512) -> TextEncoder:
+    """As `bpe`, with the special tokens of a T5: padding is 0, the end of a text 1, then its hundred sentinels."""
+    special = {"pad_token": "<pad>", "eos_token": "</s>"}
+    marks = [SENTINEL.format(i) for i in range(100)]
+    return _write(_byte_pairs(texts, vocab, lowercase, [*special.values(), *marks]), folder, FAST, special, positions)
+
+
+def _byte_pairs(texts: Iterable[str], vocab: int, lowercase: bool, special: list[str]) -> Any:
+    """A byte-level BPE whose first ids are `special`."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer: Any = Tokenizer(models.BPE())
@@ -83,12 +97,12 @@ def bpe(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, posi
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[END],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _write(tokenizer, folder, FAST, {which: END for which in ("bos_token", "eos_token", "pad_token")}, positions)
+    return tokenizer
 
 
 def char(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512) -> TextEncoder:

@@ -1,20 +1,24 @@
 """What a task may ask of a vocabulary: its special tokens, and where words begin."""
 
+import itertools
 import json
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxft.hf.tokenizer import TextEncoder
+from jaxft.hf.tokenizer import SENTINEL, TextEncoder
 
 SPACES = ("\u0120", "\u2581")  # what begins a word, of byte-level BPE and of SentencePiece
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """mask_id: the mask token's id, None without one. special_V: special tokens. begins_V: a word begins with it."""
+    """mask_id, end_id: the mask's and the end-of-text token's ids, None without one. sentinels: ids of T5's marks, in
+    order. special_V: special tokens. begins_V: a word begins with it."""
 
     mask_id: int | None
+    end_id: int | None
+    sentinels: tuple[int, ...]
     special_V: np.ndarray
     begins_V: np.ndarray
 
@@ -31,4 +35,6 @@ def of(encoder: TextEncoder) -> Vocabulary:
     for token, id in ids.items():
         if id not in special:
             begins_V[id] = token.startswith(SPACES) if spaced else not (inside and token.startswith(inside))
-    return Vocabulary(encoder.named.get("mask_token"), special_V, begins_V)
+    marks = itertools.takewhile(ids.__contains__, map(SENTINEL.format, itertools.count()))
+    sentinels = tuple(ids[mark] for mark in marks)
+    return Vocabulary(encoder.named.get("mask_token"), encoder.named.get("eos_token"), sentinels, special_V, begins_V)

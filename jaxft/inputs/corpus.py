@@ -1,6 +1,6 @@
 """Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class CorpusInputs(Inputs):
 
     @property
     def lengths(self) -> np.ndarray:
-        return corpus.segment_lengths(self.caches["train"], self.length)
+        return corpus.pieces(self.caches["train"], self.length)[1]
 
     def rows(self, split: str) -> int:
         return corpus.rows(self.caches[split], self.length)
@@ -87,7 +87,6 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
     task, dataset = read(config, hf_folder, say)
     encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
-    change = task.change(vocabulary.of(encoder))
     caches = {}
     for name, split in dataset.splits.items():
         held = caches[name] = _cache(task, encoder, split, config.input.on_bad)
@@ -97,7 +96,19 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             f"{held.labels.sum(dtype=np.int64) / size:.2f} bytes a token; "
             f"{corpus.rows(held, length):,} rows of {length} tokens"
         )
+    change = task.change(vocabulary.of(encoder), cfg, _pieces(caches.values(), length))
     return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
+
+
+def _pieces(caches: Iterable[Any], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(row, tokens) of the pieces of all splits, whose rows are numbered on."""
+    rows, lengths, before = [], [], 0
+    for held in caches:
+        row, size = corpus.pieces(held, length)
+        rows.append(row + before)
+        lengths.append(size)
+        before += corpus.rows(held, length)
+    return np.concatenate(rows), np.concatenate(lengths)
 
 
 def _cache(task: Any, encoder: Any, split: Any, on_bad: str) -> Any:

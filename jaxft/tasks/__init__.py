@@ -17,6 +17,7 @@ TASKS = {
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",
+    "span_corruption": "jaxft.tasks.span_corruption:SpanCorruption",
     "token_cls": "jaxft.tasks.token_cls:TokenCls",
 }
 

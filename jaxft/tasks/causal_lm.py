@@ -26,7 +26,7 @@ class CausalLm(CorpusTask):
         if self.z < 0:
             raise UserError(f"task.z={self.z} must be 0 or more")
 
-    def change(self, vocabulary: Any) -> Any:
+    def change(self, vocabulary: Any, cfg: Any, pieces: Any) -> Any:
         """Rows are learned as they are."""
 
         def unchanged(batch: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ class MaskedLm(CorpusTask):
         """Share of the tokens whose vectors the head reads."""
         return self.rate
 
-    def change(self, vocabulary: Any) -> Any:
+    def change(self, vocabulary: Any, cfg: Any, pieces: Any) -> Any:
         """Hides tokens of a batch. `vocabulary` (hf.tokenizer.Vocabulary) knows the mask, special tokens and words.
 
         The batch gets `at` [B, K], the places that are guessed, and label and weight [B, K] instead of [B, L]. K is

@@ -45,7 +45,8 @@ def test_documents_are_segments_whose_positions_begin_anew_also_after_a_cut():
     assert batch["position"][0].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert batch["segment"][2].tolist() == [1, 2, 2, 2, 2, 2, 2, 2], "a document of one token, then the next"
     assert batch["position"][1].tolist() == list(range(8)), "the second document goes on"
-    assert corpus.segment_lengths(cache(), LENGTH).tolist() == [3, 5, 8, 1, 7, 8, 5, 2]
+    rows, lengths = corpus.pieces(cache(), LENGTH)
+    assert lengths.tolist() == [3, 5, 8, 1, 7, 8, 5, 2] and rows.tolist() == [0, 0, 1, 2, 2, 3, 4, 4]
 
 
 def test_a_token_is_labelled_with_the_next_of_its_document_even_beyond_the_row():

@@ -11,9 +11,14 @@ from tests.verbs_run import READER, here, program, reviews, write_rows
 
 TOLERANCE = 2e-5  # of a mean loss; float32; never loosened
 LENGTH = 32
+POSITIONS = f"--config.model.scratch.positions={LENGTH}"
 CASES = {
-    "causal_lm": ("gpt_clm", ("--config.tokenizer.vocab=300", "--config.optim.lr=3e-3")),
-    "masked_lm": ("bert_mlm", ("--config.tokenizer.vocab=200", "--config.optim.lr=3e-3")),
+    "causal_lm": ("gpt_clm", (POSITIONS, "--config.tokenizer.vocab=300", "--config.optim.lr=3e-3")),
+    "span_corruption": (
+        "t5_span",
+        ("--config.tokenizer.vocab=400", "--config.model.scratch.decoder_layers=1", "--config.optim.lr=3e-3"),
+    ),
+    "masked_lm": ("bert_mlm", (POSITIONS, "--config.tokenizer.vocab=200", "--config.optim.lr=3e-3")),
 }
 SMALL = (
     "--config.data.holdout=0.2",
@@ -23,7 +28,6 @@ SMALL = (
     "--config.model.scratch.d_model=32",
     "--config.model.scratch.d_ff=64",
     "--config.model.scratch.heads=2",
-    f"--config.model.scratch.positions={LENGTH}",
     "--config.train.batch=8",
     "--config.train.duration=40 steps",
     "--config.train.log_every=10",
@@ -32,6 +36,13 @@ SMALL = (
     "--config.checkpoint.every=20",
     "--config.schedule.warmup=2",
 )
+
+
+PIPELINES = {
+    "causal_lm": "text-generation",
+    "masked_lm": "fill-mask",
+    "span_corruption": "text2text-generation",
+}
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -63,7 +74,7 @@ def held_out(run):
 
     config = parse(json.loads((run / "config.json").read_text())["config"])
     assert call(DATASETS, config.data, "data").splits["validation"]
-    placeholder = type("Cfg", (), {"positions": LENGTH})
+    placeholder = type("Cfg", (), {"positions": LENGTH, "start_id": 0})
     return corpus.prepare(config, placeholder, run / "tokenizer", None, lambda text: None)
 
 
@@ -73,19 +84,29 @@ def test_scores_are_those_of_the_exported_folder_in_transformers(finished):
     import transformers
 
     task, run = finished
-    cls = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}[task]
+    cls = {
+        "causal_lm": "AutoModelForCausalLM",
+        "masked_lm": "AutoModelForMaskedLM",
+        "span_corruption": "AutoModelForSeq2SeqLM",
+    }[task]
     model = getattr(transformers, cls).from_pretrained(run / "hf", attn_implementation="eager").eval()
     total = weight = hits = size = 0.0
     for batch in held_out(run).eval_batches("validation", 8, 0, 1):
         size += batch["bytes"].sum()
         for row in range(len(batch["ids"])):
-            segment_L = batch["segment"][row]
-            logits_LV = torch.zeros(LENGTH, model.config.vocab_size)
+            told = "target_" if task == "span_corruption" else ""
+            segment_L = batch[f"{told}segment"][row]
+            logits_LV = torch.zeros(len(segment_L), model.config.vocab_size)
             for segment in range(1, segment_L.max() + 1):
                 inside = np.flatnonzero(segment_L == segment)
+                if not len(inside):
+                    continue  # a text too short to lose something
+                ids = batch["ids"][row][batch["segment"][row] == segment]
+                given = {"input_ids": torch.tensor(ids[None]).long()}
+                if told:
+                    given["decoder_input_ids"] = torch.tensor(batch["target_ids"][row, inside][None]).long()
                 with torch.no_grad():
-                    given = torch.tensor(batch["ids"][row, inside][None]).long()
-                    logits_LV[inside] = model(input_ids=given).logits[0]
+                    logits_LV[inside] = model(**given).logits[0]
             if task == "masked_lm":
                 logits_LV = logits_LV[batch["at"][row]]
             counts = torch.tensor(batch["weight"][row] > 0)
@@ -116,7 +137,7 @@ def test_it_learns_what_the_texts_are_made_of(finished):
 def test_the_folder_holds_a_card_a_page_and_a_model_that_export_verifies(finished, tmp_path, capsys):
     task, run = finished
     card, page = (run / "hf" / "README.md").read_text(), (run / "report.html").read_text()
-    assert {"causal_lm": "text-generation", "masked_lm": "fill-mask"}[task] in card and "## Labels" not in card
+    assert PIPELINES[task] in card and "## Labels" not in card
     assert "perplexity" in page and "perplexity" in card
     here("export", f"--run={run}", f"--out={tmp_path / 'hf'}", "--verify")
     assert f"read by {READER}" in capsys.readouterr().out

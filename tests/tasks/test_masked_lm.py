@@ -38,7 +38,7 @@ def batch(seed=0, rows=B):
 
 def hidden(seed=1, **options):
     before = batch()
-    return before, task(**options).change(vocabulary())(dict(before), np.random.default_rng(seed))
+    return before, task(**options).change(vocabulary(), None, None)(dict(before), np.random.default_rng(seed))
 
 
 def chosen(after):
@@ -112,7 +112,7 @@ def test_the_same_random_numbers_hide_the_same_tokens_and_others_do_not():
 
 def test_a_tokenizer_without_a_mask_is_refused_with_the_task_that_needs_none():
     with pytest.raises(UserError, match=r"no mask token.*task.name=causal_lm"):
-        task().change(vocabulary(mask=None))
+        task().change(vocabulary(mask=None), None, None)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])
