@@ -1,5 +1,6 @@
 """Span corruption (Raffel et al. 2020, section 3.1.4): what stood where spans of a text were taken out."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -68,36 +69,30 @@ class SpanCorruption(CorpusTask):
                 f"input.length: a text of {length_J.max()} tokens loses {most} spans, and the tokenizer has "
                 f"{len(sentinels)} sentinels; set input.length or task.rate lower, or task.span higher"
             )
-        T = int(np.bincount(row_J, weights=need_J).max())
+        room = int(np.bincount(row_J, weights=need_J).max())
+        return functools.partial(self._corrupt, room=room, start=cfg.start_id, end=end, sentinels=sentinels)
 
-        def corrupt(batch: Batch, rng: np.random.Generator) -> Batch:
-            B, L = batch["ids"].shape
-            source = {name: np.zeros((B, L), np.int32) for name in ("ids", "segment", "position")}
-            target = {name: np.zeros((B, T), np.int32) for name in ("target_ids", "target_segment", "target_position")}
-            label_BT = np.full((B, T), IGNORE, np.int32)
-            for row in range(B):
-                used = written = 0
-                for slot in range(1, batch["segment"][row].max(initial=0) + 1):
-                    text = batch["ids"][row][batch["segment"][row] == slot]
-                    kept, answer = self._split(text, end, sentinels, rng)
-                    _fill(source, row, used, slot, kept)
-                    used += len(kept)
-                    if not len(answer):
-                        continue
-                    given = np.concatenate([[cfg.start_id], answer[:-1]])
-                    _fill(target, row, written, slot, given, "target_")
+    def _corrupt(
+        self, batch: Batch, rng: np.random.Generator, *, room: int, start: int, end: int, sentinels: tuple[int, ...]
+    ) -> Batch:
+        B, L = batch["ids"].shape
+        source = {name: np.zeros((B, L), np.int32) for name in ("ids", "segment", "position")}
+        target = {name: np.zeros((B, room), np.int32) for name in ("target_ids", "target_segment", "target_position")}
+        label_BT = np.full((B, room), IGNORE, np.int32)
+        for row in range(B):
+            used = written = 0
+            for slot in range(1, batch["segment"][row].max(initial=0) + 1):
+                text = batch["ids"][row][batch["segment"][row] == slot]
+                kept, answer = self._split(text, end, sentinels, rng)
+                _fill(source, row, used, slot, kept)
+                used += len(kept)
+                if len(answer):
+                    _fill(target, row, written, slot, np.concatenate([[start], answer[:-1]]), "target_")
                     label_BT[row, written : written + len(answer)] = answer
                     written += len(answer)
-            return {
-                **{name: batch[name] for name in ("bytes", "example")},
-                **source,
-                **target,
-                "type": np.zeros((B, L), np.int32),
-                "label": label_BT,
-                "weight": (label_BT != IGNORE).astype(np.float32),
-            }
-
-        return corrupt
+        weight_BT = (label_BT != IGNORE).astype(np.float32)
+        still = {"type": np.zeros((B, L), np.int32), "bytes": batch["bytes"], "example": batch["example"]}
+        return {**source, **target, **still, "label": label_BT, "weight": weight_BT}
 
     def _split(
         self, text: np.ndarray, end: int, sentinels: tuple[int, ...], rng: np.random.Generator
