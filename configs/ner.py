@@ -1,5 +1,7 @@
 """A tag for every word: named entities, parts of speech.
 
+The embedded run took 65 s on two CPU cores, from nothing, and reached 0.995 on test (docs/results.md).
+
 python -m jaxft.main --config=configs/ner.py                 lines of Python, a small BERT from scratch
 python -m jaxft.main --config=configs/ner.py:files --config.data.train=train.conll    google-bert/bert-base-cased
     on your sentences: .conll (.bio, .iob2: words first, tags last), .conllu (--config.task.label=upos), each also .gz;

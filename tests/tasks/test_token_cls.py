@@ -179,3 +179,32 @@ def test_predictions_say_tags_of_words_and_where_entities_are():
     assert text["entities"][0] == {"label": "LOC", "start": 0, "end": 9, "text": "New  York"}
     (plain,) = task(classes=("a", "b", "c", "d", "e")).predictions([logits_WC], [{"tokens": list("wxyz")}])
     assert plain == {"tags": ["a", "c", None, "c"]} and json.loads(json.dumps(text)) == text
+
+
+def test_a_builder_of_tfds_gives_ids_of_tags_that_have_names(tmp_path):
+    import tensorflow_datasets as tfds
+
+    from jaxft.data.tfds import dataset
+
+    class Tagged(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos = {}  # noqa: RUF012
+
+        def _info(self):
+            tags = tfds.features.ClassLabel(names=["O", "B-x", "I-x"])
+            columns = {"tokens": tfds.features.Text(), "ner": tags}
+            columns = {name: tfds.features.Sequence(feature) for name, feature in columns.items()}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(columns))
+
+        def _split_generators(self, dl_manager):
+            return {"train": ((i, {"tokens": ["a", "é"], "ner": [0, 1]}) for i in range(3))}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    builder = Tagged(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    data = dataset("tagged", builder, {"train": "train"})
+    fitted = task(classes=(), label="ner").fit(data.splits, data.label_names)
+    assert fitted.classes == ("O", "B-x", "I-x") and fitted.metric == "f1"
+    assert fitted.example(data.splits["train"].rows[0]) == (["a", "é"], None, [0, 1])
