@@ -23,7 +23,7 @@ from jaxft.hf.layout import rows
 from jaxft.layers.cache import Cache
 from jaxft.layers.kernels import choice
 from jaxft.layers.parameter import Init
-from jaxft.layers.stack import Execution
+from jaxft.layers.stack import Execution, apart
 from jaxft.layers.trunk import Losses
 from jaxft.layers.vocab import VocabLogits
 from jaxft.models import ABSENT, MODELS
@@ -84,6 +84,12 @@ class Network:
         with self.tracing():
             logits, cache = nnx.merge(self.structure, params).next(batch, cache)
             return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
+
+    def apart(self, params: dict[str, Any]) -> dict[str, Any]:
+        """`params` as `start` and `next` read them without a copy: those given are no more."""
+        if "decoder" in params:
+            return params | {"decoder": params["decoder"] | {"blocks": apart(params["decoder"]["blocks"])}}
+        return params | {"blocks": apart(params["blocks"])}
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:

@@ -59,9 +59,10 @@ class Generator:
         if self._most and "max_new_tokens" not in wanted and flags.get("max_new_tokens") is None:
             room = min(self.settings.new, max(1, self._most // 2))
             self.settings = dataclasses.replace(self.settings, new=room)
-        self.params, said = build.parameters(self.net, folder, seed=0, reset_head=False)
+        params, said = build.parameters(self.net, folder, seed=0, reset_head=False)
         if any(line.startswith("new") for line in said):
             raise UserError(f"{source} has no trained {self.net.head} head: {said[0]}; it cannot write texts")
+        self.params = self.net.apart(params)
         self._seed, self._batch, self._rows = seed, batch, 0
         self._where = sharding.batch_sharding(mesh, RULES.activations)
         self._loop: Any = beam if self.settings.beams > 1 else write

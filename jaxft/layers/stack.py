@@ -105,11 +105,28 @@ def run_stack(
 
 
 def unstacked(blocks: Any) -> list[Any]:
-    """The N blocks, each a module of its own."""
+    """The N blocks, each a module of its own. Their parameters may be tuples of N already (`apart`)."""
     structure, stacked = nnx.split(blocks)
-    params = nnx.to_pure_dict(stacked)
-    n = jax.tree.leaves(params)[0].shape[0]
-    return [nnx.merge(structure, layer) for layer in _unstack(params, n)]
+    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(stacked), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    layers = zip(*(leaf if isinstance(leaf, tuple) else jnp.unstack(leaf) for leaf in leaves), strict=True)
+    return [nnx.merge(structure, jax.tree.unflatten(tree, layer)) for layer in layers]
+
+
+def apart(stacked: Any) -> Any:
+    """Every leaf as a tuple of its N, which takes its place in memory.
+
+    A program that is called for every token would copy each layer's parameters to read them off the stack.
+    """
+
+    def cut(leaf: jax.Array) -> tuple[jax.Array, ...]:
+        pieces = jax.block_until_ready(_pieces(leaf))
+        leaf.delete()
+        return pieces
+
+    return jax.tree.map(cut, stacked)
+
+
+_pieces = jax.jit(lambda leaf: tuple(jnp.unstack(leaf)))
 
 
 def period(kinds: Sequence[Kind]) -> int:

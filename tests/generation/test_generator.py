@@ -37,6 +37,11 @@ def test_texts_come_in_order_and_depend_neither_on_company_nor_on_the_mesh(folde
     assert [texts(one, [prompt], i)[0] for i, prompt in enumerate(PROMPTS)] == together
 
 
+def test_tensor_parallel_keeps_a_piece_of_every_layer_on_each_device(folder):
+    kernels = generator(folder, tensor=2).params["blocks"]["attn"]["q"]["kernel"]
+    assert [tuple(kernel.sharding.spec) for kernel in kernels] == [(None, "tensor")] * writer.TINY.layers
+
+
 def test_a_seed_gives_the_same_texts_and_another_seed_others(folder):
     draws = [texts(generator(folder, seed=seed, top_k=20)) for seed in (3, 3, 4)]
     assert draws[0] == draws[1] != draws[2]
