@@ -57,7 +57,10 @@ def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: A
     with one output and classifies with more. Raises UserError for a config that names no classes.
     """
     if not isinstance(config.get("id2label"), Mapping) or not config["id2label"]:
-        raise UserError("config.json has no id2label: this is not a fine-tuned classifier or regressor")
+        raise UserError(
+            "config.json has no id2label: this is not a fine-tuned classifier or regressor. Of a language model "
+            "jaxft.generate writes the texts, and its scores are in the report.json of its run"
+        )
     guess = "regression" if len(config["id2label"]) == 1 else "single_label_classification"
     problem, known = config.get("problem_type") or guess, _PROBLEMS[reads]
     if any(str(name).endswith(OF_TOKENS) for name in config.get("architectures") or ()):
