@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.data = dict(name="docstrings", data_dir="")  # data_dir "": a private cache folder
-    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`; pack is not asked
+    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`: nothing is packed
     c.tokenizer = dict(name="wordpiece", vocab=8192, lowercase=True)
     c.task = dict(name="masked_lm", text="text", metric="", rate=0.15, whole_words=False)
     c.model = dict(

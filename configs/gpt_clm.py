@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.data = dict(name="docstrings", data_dir="")  # data_dir "": a private cache folder
-    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`; pack is not asked
+    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`: nothing is packed
     c.tokenizer = dict(name="bpe", vocab=8192, lowercase=False)
     c.task = dict(name="causal_lm", text="text", metric="", z=0.0)
     c.model = dict(

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.data = dict(name="docstrings", data_dir="")  # data_dir "": a private cache folder
-    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`; pack is not asked
+    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`: nothing is packed
     c.tokenizer = dict(name="sentinels", vocab=8192, lowercase=False)
     c.task = dict(name="span_corruption", text="text", metric="", rate=0.15, span=3.0)
     c.model = dict(

@@ -1,11 +1,13 @@
 """What all verbs share: flags, the one way out for a known failure, the model a folder holds."""
 
 import argparse
+import contextlib
+import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxft import disk, memory
 from jaxft.registry import UserError
@@ -94,8 +96,41 @@ def classifier(arguments: argparse.Namespace) -> Any:
     return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype)
 
 
-def check_output(path: Path) -> None:
-    """Raises UserError where --output cannot be written: before the work, not after it."""
+def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:
+    """(where, row or BadRow) of --input. Raises UserError at once for a file that is missing, unreadable or empty.
+
+    `images`: it may be a folder of images, too.
+    """
+    from jaxft.data import files, folders
+
+    rows = folders.read_rows(path) if images and path.is_dir() else files.read_rows(str(path))
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"--input={path} has no rows")
+    return itertools.chain([first], rows)
+
+
+def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(rows, size)):
+        yield chunk
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[TextIO]:
+    """A file that takes the name --output when it is complete, and is removed when it is not."""
+    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    try:
+        with disk.writing(output), aside.open("w", encoding="utf-8") as out:
+            yield out
+        os.replace(aside, output)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def check_output(path: Path, source: Path | None = None) -> None:
+    """Raises UserError where --output cannot be written, or is `source`: before the work, not after it."""
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"--output={path} is the input itself; name another file")
     if path.is_dir():
         raise UserError(f"--output={path} is a folder; name a file")
     if not path.parent.is_dir():

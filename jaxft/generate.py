@@ -3,13 +3,11 @@
 import argparse
 import itertools
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli, disk
+from jaxft import cli
 from jaxft.registry import BadRow, UserError
 
 MEMORY = "Set one of: --batch lower; --max_new_tokens lower; --dtype=bfloat16; --tensor higher. Nothing was written"
@@ -151,36 +149,19 @@ def _chat(generator: Any, folder: Path, system: str, *, stream: bool) -> None:
 
 def _file(arguments: argparse.Namespace) -> None:
     """Writes `output` aside and renames it when it is complete."""
-    from jaxft.data import files
-
     source, output = Path(arguments.input), Path(arguments.output)
-    cli.check_output(output)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError(f"--output={output} is the input itself; name another file")
-    rows = files.read_rows(str(source))
-    first = next(rows, None)  # a missing or unreadable file is said before the model loads
-    if first is None:
-        raise UserError(f"--input={source} has no rows")
+    cli.check_output(output, source)
+    rows = cli.read_input(source)  # what is wrong with it is said before the model loads
     generator, _ = _generator(arguments)
     count = 0
-    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        with disk.writing(output), aside.open("w", encoding="utf-8") as out:
-            for chunk in _chunks(itertools.chain([first], rows), CHUNK * arguments.batch):
-                prompts = [_prompt(where, row, arguments.text) for where, row in chunk]
-                texts = generator.write(generator.ids(prompts, [where for where, _ in chunk]), count)
-                for (_, row), text in zip(chunk, texts, strict=True):
-                    out.write(json.dumps({**row, "generated": text}, ensure_ascii=False) + "\n")
-                count += len(chunk)
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with cli.writing(output) as out:
+        for chunk in cli.chunks(rows, CHUNK * arguments.batch):
+            prompts = [_prompt(where, row, arguments.text) for where, row in chunk]
+            texts = generator.write(generator.ids(prompts, [where for where, _ in chunk]), count)
+            for (_, row), text in zip(chunk, texts, strict=True):
+                out.write(json.dumps({**row, "generated": text}, ensure_ascii=False) + "\n")
+            count += len(chunk)
     cli.say(f"{count:,} texts written: {output}")
-
-
-def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
 
 
 def _prompt(where: str, row: Any, column: str) -> str:

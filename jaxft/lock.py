@@ -1,5 +1,6 @@
 """One process group per run folder: two runs that write the same checkpoints would ruin both."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -38,8 +39,8 @@ class RunLock:
         self._file: TextIO | None = None
 
     def __enter__(self) -> "RunLock":
-        file = self._open()
-        try:
+        with contextlib.ExitStack() as undo:
+            file = undo.enter_context(self._open())
             held = self._flock(file)
             holder = _read(file)
             elsewhere = holder is not None and holder["host"] != socket.gethostname()
@@ -51,9 +52,7 @@ class RunLock:
                     "gone without saying goodbye; its lock is taken over"
                 )
             _write(file)
-        except BaseException:
-            file.close()
-            raise
+            undo.pop_all()  # it stays open
         self._file = file
         return self
 

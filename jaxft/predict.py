@@ -4,14 +4,11 @@ Of a model that reads images, --input may also be a folder of them.
 """
 
 import argparse
-import itertools
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli, disk
+from jaxft import cli
 from jaxft.registry import BadRow, UserError
 
 
@@ -35,38 +32,21 @@ def _arguments() -> argparse.Namespace:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Writes `output` aside and renames it when it is complete. Raises UserError for a bad row unless told to skip."""
-    from jaxft.data import files, folders
-
     source = Path(arguments.input)
     output = Path(arguments.output)
-    cli.check_output(output)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError(f"--output={output} is the input itself; name another file")
-    rows = folders.read_rows(source) if source.is_dir() else files.read_rows(str(source))
-    first = next(rows, None)  # a missing or unreadable file is said before the model loads
-    if first is None:
-        raise UserError(f"--input={source} has no rows")
+    cli.check_output(output, source)
+    rows = cli.read_input(source, images=True)  # what is wrong with it is said before the model loads
     classifier = cli.classifier(arguments)
     count = labelled = 0
-    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        with disk.writing(output), aside.open("w", encoding="utf-8") as out:
-            for chunk in _chunks(itertools.chain([first], rows), classifier.reader.most):
-                if not count:
-                    _check_columns(chunk, classifier.task)
-                records, good = _label(chunk, classifier, arguments.on_bad)
-                out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-                count, labelled = count + len(records), labelled + good
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
+    with cli.writing(output) as out:
+        for chunk in cli.chunks(rows, classifier.reader.most):
+            if not count:
+                _check_columns(chunk, classifier.task)
+            records, good = _label(chunk, classifier, arguments.on_bad)
+            out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            count, labelled = count + len(records), labelled + good
     errors = f", {count - labelled:,} rows with an error" if count > labelled else ""
     cli.say(f"{labelled:,} rows labelled{errors}: {output}")
-
-
-def _chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
 
 
 def _check_columns(chunk: list[tuple[str, Any]], task: Any) -> None:

@@ -11,9 +11,9 @@ import numpy as np
 
 from jaxft.data import pipeline
 from jaxft.data.pipeline import EMPTY, Batch
+from jaxft.data.token_writer import NO_LABEL
 from jaxft.data.tokens import TokenCache
 
-NO_LABEL = -100  # nothing follows within the document
 TRAIN, EVAL = 0, 1  # streams of random numbers
 
 # Changes a batch, all rows of it, by the random numbers of its place in the run.
@@ -28,7 +28,7 @@ def rows(tokens: TokenCache, row_length: int) -> int:
 def pieces(tokens: TokenCache, row_length: int) -> tuple[np.ndarray, np.ndarray]:
     """(row, tokens) of each piece of a document within a row, int64 [pieces] each."""
     total = int(tokens.offsets[-1])
-    edges = np.union1d(tokens.offsets, [*range(0, total, row_length), total])
+    edges = np.union1d(tokens.offsets, np.append(np.arange(0, total, row_length), total))
     return edges[:-1] // row_length, np.diff(edges)
 
 

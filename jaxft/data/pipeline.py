@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxft.data.pack import Plan
+from jaxft.data.token_writer import NO_LABEL
 from jaxft.data.tokens import TokenCache
 
 Batch = dict[str, np.ndarray]
-NO_LABEL = -100
 EMPTY = -1  # as a row number: a row without examples
 
 

@@ -51,8 +51,8 @@ class Template:
 def _source(folder: Path) -> str:
     if (folder / FILE).exists():
         return files.inside(folder, FILE).read_text(encoding="utf-8")
-    config = files.read_json(folder, tokenizer.CONFIG) if (folder / tokenizer.CONFIG).exists() else {}
-    source = config.get("chat_template")
+    told = files.read_json(folder, tokenizer.CONFIG) if (folder / tokenizer.CONFIG).exists() else {}
+    source = told.get("chat_template")
     if isinstance(source, list):  # several, by name
         source = {one["name"]: one["template"] for one in source}.get("default")
     if not isinstance(source, str):

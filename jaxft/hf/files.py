@@ -204,13 +204,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a folder")
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} has no config.json; is it a Hugging Face model folder?")
-    config = read_json(folder, "config.json")
+    hf = read_json(folder, "config.json")
     for field in ("trust_remote_code", "custom_pipelines"):
-        if config.get(field):
+        if hf.get(field):
             raise UserError(
                 f"{folder / 'config.json'}: {field} asks for Python code from the model folder, which jaxft never runs;"
                 " use a model whose architecture is part of transformers"
             )
-    if not isinstance(config.get("model_type"), str):
+    if "model_type" not in hf or not isinstance(hf["model_type"], str):
         raise UserError(f"{folder / 'config.json'} has no model_type; without it nobody knows what the weights are")
-    return config
+    return hf

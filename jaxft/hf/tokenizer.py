@@ -121,16 +121,12 @@ class TextEncoder:
 
     def encode_documents(self, texts: Sequence[tuple[str, str | None]]) -> list[Encoded]:
         """Ids of whole texts, special tokens included and an end-of-text token behind each, if there is one."""
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        encodings = self.tokenizer.encode_batch_fast([text for text, _ in texts])
         end = self.named.get("eos_token")
         documents = []
-        for one in encodings:
-            ids = np.array(one.ids, np.uint32)
+        for ids in self.whole([text for text, _ in texts]):
             if end is not None and (not len(ids) or ids[-1] != end):
-                ids = np.append(ids, np.uint32(end))
-            documents.append(Encoded(ids, np.zeros_like(ids), False))
+                ids = np.append(ids, np.int32(end))
+            documents.append(Encoded(ids.astype(np.uint32), np.zeros(len(ids), np.uint32), False))
         return documents
 
     def whole(self, texts: Sequence[str], *, special: bool = True) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,18 @@ from jaxft.data import corpus, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.hf import tokenizer, vocabulary
 from jaxft.inputs import text
-from jaxft.inputs.base import Inputs, Say, kept, read
+from jaxft.inputs.base import Say, kept, read
 from jaxft.registry import UserError
 
-placeholders = text.placeholders
 beside = text.beside
 
 
 @dataclass(frozen=True)
-class CorpusInputs(Inputs):
-    """Rows of `length` tokens, which the task may `change` at random."""
+class CorpusInputs(text.Tokenized):
+    """Rows that the task may `change` at random."""
 
-    encoder: Any
-    length: int
     seed: int
     change: Callable[..., Batch]
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        return {"vocab": self.encoder.vocab_size, "pad_id": self.encoder.pad_id}
 
     def check(self, cfg: Any) -> None:
         """Raises UserError for a token without an embedding."""
@@ -43,9 +37,6 @@ class CorpusInputs(Inputs):
 
     def rows(self, split: str) -> int:
         return corpus.rows(self.caches[split], self.length)
-
-    def identity(self) -> dict[str, str]:
-        return super().identity() | {"tokenizer": self.encoder.fingerprint}
 
     def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
         return corpus.batches(
@@ -77,14 +68,20 @@ class CorpusInputs(Inputs):
         return [self.splits["train"].where(int(held.row[document])) for document in document_B]
 
 
+def placeholders(config: Config) -> dict[str, Any]:
+    if config.input.pack != 1:
+        raise UserError(
+            f"input.pack={config.input.pack}: the task reads running text, which is cut into rows as it comes; set 1"
+        )
+    return text.placeholders(config)
+
+
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> CorpusInputs:
     """Reads the data, trains the tokenizer in `folder` where `hf_folder` brings none, and tokenises what is not cached.
 
     Raises UserError before any compile.
     """
-    length = config.input.length
-    if cfg.positions < length:
-        raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
+    length = text.checked_length(config, cfg)
     task, dataset = read(config, hf_folder, say)
     encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     caches = {}
@@ -96,7 +93,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             f"{held.labels.sum(dtype=np.int64) / size:.2f} bytes a token; "
             f"{corpus.rows(held, length):,} rows of {length} tokens"
         )
-    change = task.change(vocabulary.of(encoder), cfg, _pieces(caches.values(), length))
+    change = task.change(vocabulary.of(encoder), cfg, functools.partial(_pieces, caches.values(), length))
     return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
 
 

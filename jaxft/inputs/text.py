@@ -20,16 +20,25 @@ Encode = Callable[[Any, list[Any], int], Sequence[Any]]  # a TextEncoder, texts,
 
 
 @dataclass(frozen=True)
-class TextInputs(Inputs):
-    """`plans` say, for each split, which examples share a row of `length` tokens."""
+class Tokenized(Inputs):
+    """What a tokenizer has read, in rows of `length` tokens."""
 
     encoder: Any
-    plans: dict[str, Any]  # split -> Plan
     length: int
 
     @property
     def fields(self) -> dict[str, Any]:
         return {"vocab": self.encoder.vocab_size, "pad_id": self.encoder.pad_id}
+
+    def identity(self) -> dict[str, str]:
+        return super().identity() | {"tokenizer": self.encoder.fingerprint}
+
+
+@dataclass(frozen=True)
+class TextInputs(Tokenized):
+    """`plans` say, for each split, which examples share a row."""
+
+    plans: dict[str, Any]  # split -> Plan
 
     def check(self, cfg: Any) -> None:
         """Raises UserError for a token without an embedding."""
@@ -43,9 +52,6 @@ class TextInputs(Inputs):
 
     def rows(self, split: str) -> int:
         return self.plans[split].rows
-
-    def identity(self) -> dict[str, str]:
-        return super().identity() | {"tokenizer": self.encoder.fingerprint}
 
     def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
         return pipeline.batches(
@@ -93,9 +99,7 @@ def prepare(
 
     The tokenizer is that of `hf_folder`, the checkpoint to start from; without one it is trained in `folder`.
     """
-    length = config.input.length
-    if cfg.positions < length:
-        raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
+    length = checked_length(config, cfg)
     task, dataset = read(config, hf_folder, say)
     encoder = encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     caches, plans = {}, {}
@@ -112,7 +116,15 @@ def prepare(
             + (f", {counts['lost']:,} words lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
-    return TextInputs(task, hf_folder, dataset.splits, caches, encoder, plans, length)
+    return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
+
+
+def checked_length(config: Config, cfg: Any) -> int:
+    """input.length. Raises UserError where the model has fewer positions."""
+    length = config.input.length
+    if cfg.positions < length:
+        raise UserError(f"input.length={length} exceeds the model's {cfg.positions} positions; set it lower")
+    return length
 
 
 def encoder_of(

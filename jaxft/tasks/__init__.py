@@ -48,7 +48,7 @@ _PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
 }
 
 
-def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: Any) -> Any:
+def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) -> Any:
     """The task of a Hugging Face folder's config.json, its classes filled in.
 
     `reads` is what its model reads. `options` are those of the task: columns that have other names than
@@ -56,14 +56,14 @@ def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: A
     A model of tokens is known by its architecture. As in transformers, another config without problem_type regresses
     with one output and classifies with more. Raises UserError for a config that names no classes.
     """
-    if not isinstance(config.get("id2label"), Mapping) or not config["id2label"]:
+    if not isinstance(hf.get("id2label"), Mapping) or not hf["id2label"]:
         raise UserError(
             "config.json has no id2label: this is not a fine-tuned classifier or regressor. Of a language model "
             "jaxft.generate writes the texts, and its scores are in the report.json of its run"
         )
-    guess = "regression" if len(config["id2label"]) == 1 else "single_label_classification"
-    problem, known = config.get("problem_type") or guess, _PROBLEMS[reads]
-    if any(str(name).endswith(OF_TOKENS) for name in config.get("architectures") or ()):
+    guess = "regression" if len(hf["id2label"]) == 1 else "single_label_classification"
+    problem, known = hf.get("problem_type") or guess, _PROBLEMS[reads]
+    if any(str(name).endswith(OF_TOKENS) for name in hf.get("architectures") or ()):
         task = lookup(TASKS, "token_cls", "task.name")
     elif problem in known:
         task = lookup(TASKS, known[problem], "task.name")
@@ -71,4 +71,4 @@ def task_from_hf(config: Mapping[str, Any], *, reads: str = "text", **options: A
         raise UserError(f"config.json: problem_type={problem!r} is not known; known: {', '.join(known)}")
     options = task.columns | options
     check_options(task.from_hf, options, "task", ("config",))
-    return task.from_hf(config, **options)
+    return task.from_hf(hf, **options)

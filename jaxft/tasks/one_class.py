@@ -1,4 +1,4 @@
-"""What tasks share that choose one of C classes, whatever they read."""
+"""What tasks share that choose one of C classes, whatever they read, of whole inputs or of each word."""
 
 import dataclasses
 import functools
@@ -19,17 +19,46 @@ from jaxft.tasks.whole import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneClass(Whole):
-    """Options, loss and scores of a task; the task itself says how a row is read.
+class Classes:
+    """Options and loss of a task that chooses one of C classes, of an input or of each word.
 
     smoothing: share of the target spread over all classes. classes: () = those of the train split, in order.
-    Labels may be text, whole numbers or bools; those of the source's named classes may be indices.
     """
 
     label: str
     metric: str
     smoothing: float
     classes: tuple[str, ...] = ()
+
+    def check_options(self) -> None:
+        """Raises UserError for options that exclude each other; makes all classes text."""
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        labels.check_distinct(self.classes, "task.classes")
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f"task.smoothing={self.smoothing} must be at least 0 and below 1; 0.1 is common")
+
+    @functools.cached_property
+    def _names(self) -> labels.Names:
+        return labels.Names(self.classes)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    def loss(self, logits_C: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Sums and weights: cross-entropy, and accuracy for the training display."""
+        truth, weights = batch["label"], batch["weight"]
+        loss, weight = softmax_cross_entropy(logits_C, truth, weights, self.smoothing)
+        hits = (jnp.argmax(logits_C, axis=-1) == truth) * weights.astype(jnp.float32)
+        return {"loss": (loss, weight), "accuracy": (hits.sum(), weight)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneClass(Classes, Whole):
+    """Further options and scores of a task over whole inputs; the task itself says how a row is read.
+
+    Labels may be text, whole numbers or bools; those of the source's named classes may be indices.
+    """
 
     metrics: ClassVar[tuple[str, ...]] = (
         "accuracy",
@@ -43,11 +72,7 @@ class OneClass(Whole):
     )
 
     def check_options(self) -> None:
-        """Raises UserError for options that exclude each other; makes all classes text."""
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
-        labels.check_distinct(self.classes, "task.classes")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"task.smoothing={self.smoothing} must be at least 0 and below 1; 0.1 is common")
+        super().check_options()
         if self.classes and self.metric == "f1" and len(self.classes) != 2:
             raise UserError(f"task.metric='f1' needs two classes, and there are {len(self.classes)}; take macro_f1")
 
@@ -66,21 +91,6 @@ class OneClass(Whole):
         if seen < 2:
             raise UserError(f"task.label={self.label!r}: the train split has a single class; two are the least")
         return dataclasses.replace(self, classes=classes)
-
-    @functools.cached_property
-    def _names(self) -> labels.Names:
-        return labels.Names(self.classes)
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
-    def loss(self, logits_BSC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums and weights: cross-entropy, and accuracy for the training display."""
-        labels_BS, weights_BS = batch["label"], batch["weight"]
-        loss, weight = softmax_cross_entropy(logits_BSC, labels_BS, weights_BS, self.smoothing)
-        hits = (jnp.argmax(logits_BSC, axis=-1) == labels_BS) * weights_BS.astype(jnp.float32)
-        return {"loss": (loss, weight), "accuracy": (hits.sum(), weight)}
 
     def meter(self) -> ClassMeter:
         return ClassMeter(self.classes)

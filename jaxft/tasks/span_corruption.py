@@ -1,17 +1,16 @@
 """Span corruption (Raffel et al. 2020, section 3.1.4): what stood where spans of a text were taken out."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from jaxft.layers.loss import IGNORE
 from jaxft.registry import UserError
 from jaxft.tasks.corpus import CorpusTask
-
-IGNORE = -100
 
 Batch = dict[str, np.ndarray]
 
@@ -29,7 +28,6 @@ class SpanCorruption(CorpusTask):
 
     head: ClassVar[str] = "seq2seq_lm"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
-    read: ClassVar[float] = 1.0  # of the target
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,6 +35,11 @@ class SpanCorruption(CorpusTask):
             raise UserError(f"task.rate={self.rate} must be above 0 and below 1; 0.15 is T5's")
         if self.span < 1:
             raise UserError(f"task.span={self.span} tokens must be 1 or more; 3 is T5's")
+
+    @property
+    def read(self) -> float:
+        """Tokens of the target for each of the text."""
+        return self.rate * (1 + 1 / self.span)
 
     def counts(self, length: Any) -> tuple[Any, Any]:
         """(tokens that are taken out, spans) of texts of `length` tokens; of a single token none."""
@@ -48,8 +51,8 @@ class SpanCorruption(CorpusTask):
         taken, spans = self.counts(length)
         return taken + spans + (taken > 0)
 
-    def change(self, vocabulary: Any, cfg: Any, pieces: tuple[np.ndarray, np.ndarray]) -> Any:
-        """Takes spans out of a batch; `pieces` are (row, tokens) of all pieces of documents there are.
+    def change(self, vocabulary: Any, cfg: Any, pieces: Callable[[], tuple[np.ndarray, np.ndarray]]) -> Any:
+        """Takes spans out of a batch; `pieces` gives (row, tokens) of all pieces of documents there are.
 
         Source and target stand in rows of their own: ids, segment and position are shorter than they were, of a row
         whose end is padding; target_ids (what the decoder reads: begun by cfg.start_id), target_segment,
@@ -61,7 +64,7 @@ class SpanCorruption(CorpusTask):
                 "task.name='span_corruption', but the tokenizer has no sentinels <extra_id_0>, ... or no eos_token; "
                 "use that of a T5, or tokenizer.name='sentinels' for random weights"
             )
-        row_J, length_J = pieces
+        row_J, length_J = pieces()
         _, spans_J = self.counts(length_J)
         need_J = np.maximum(*(self._target_length(length_J - closing) for closing in (0, 1)))  # with and without `end`
         if (most := int(spans_J.max())) > len(sentinels):

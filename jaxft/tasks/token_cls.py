@@ -10,28 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxft.layers.loss import softmax_cross_entropy
 from jaxft.metrics import entities
 from jaxft.metrics.tags import EntityMeter, TagMeter
 from jaxft.registry import UserError
 from jaxft.tasks import Example, labels, words
+from jaxft.tasks.one_class import Classes
 from jaxft.tasks.text import Row, Splits, labels_in, require_columns, settle_metric
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenCls:
+class TokenCls(Classes):
     """text: the column of words (lists), or of texts; label: of their tags (lists), or of spans in the texts.
 
     metric: the score that picks the best checkpoint; "" = f1 of tags that mark entities (B-LOC, I-LOC, O), else
-    accuracy. smoothing: share of the target spread over all classes. classes: () = those of the train split, in order.
+    accuracy. Further the options of classes (one_class.py).
     A word's tag is that of its first token; further tokens of the word have none.
     """
 
     text: str
-    label: str
-    metric: str
-    smoothing: float
-    classes: tuple[str, ...] = ()
 
     reads: ClassVar[str] = "words"
     head: ClassVar[str] = "token"
@@ -39,14 +35,11 @@ class TokenCls:
     columns: ClassVar[dict[str, str]] = {"text": "tokens", "label": "tags"}  # where nothing else is said
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
-        labels.check_distinct(self.classes, "task.classes")
+        self.check_options()
         if self.classes or self.metric:
             settle_metric(self)
         if not self.text:
             raise UserError("task.text='' must name the column that holds the words")
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f"task.smoothing={self.smoothing} must be at least 0 and below 1; 0.1 is common")
 
     @functools.cached_property
     def entities(self) -> bool:
@@ -60,14 +53,6 @@ class TokenCls:
         if not self.classes:
             return tuple(dict.fromkeys(of_words + of_entities))
         return of_entities if self.entities else of_words
-
-    @property
-    def outputs(self) -> int:
-        return len(self.classes)
-
-    @functools.cached_property
-    def _names(self) -> labels.Names:
-        return labels.Names(self.classes)
 
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
         """As TextTask.check_columns."""
@@ -100,13 +85,6 @@ class TokenCls:
             return Example(found, None, list(range(len(found))))
         found, tags = words.tagged(row, self.text, self.label)
         return Example(found, None, [self._names.id(tag) for tag in tags])
-
-    def loss(self, logits_BLC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums and weights: cross-entropy of the words, and accuracy for the training display."""
-        label_BL, weight_BL = batch["label"], batch["weight"]
-        loss, weight = softmax_cross_entropy(logits_BLC, label_BL, weight_BL, self.smoothing)
-        hits = (jnp.argmax(logits_BLC, axis=-1) == label_BL) * weight_BL.astype(jnp.float32)
-        return {"loss": (loss, weight), "accuracy": (hits.sum(), weight)}
 
     def seen(self, logits_BLC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the host is given to score: the likeliest class of every token, and which of them stand for words."""

@@ -64,8 +64,8 @@ def tagged(row: Row, text: str, label: str) -> tuple[list[str], list[Any]]:
         raise BadRow(f"{label!r} is {_kind(tags)}; it must be a list, of a tag for each word or of spans in a text")
     if isinstance(cell(row, text), str):
         spans = _spans(tags, label, row[text])
-        words = words_of(row, text, {border for span in spans for border in span[:2]})
-        return words, _tags(spans, row[text])
+        cuts = {border for span in spans for border in span[:2]}
+        return words_of(row, text, cuts), _tags(spans, [start for start, _ in split(row[text], cuts)])
     words = words_of(row, text)
     if len(words) != len(tags):
         raise BadRow(f"{len(words)} words in {text!r}, but {len(tags)} tags in {label!r}")
@@ -96,11 +96,11 @@ def _spans(values: list[Any], label: str, text: str) -> list[Span]:
     return spans
 
 
-def _tags(spans: list[Span], text: str) -> list[str]:
-    """B, I and O of the words of a text that is cut at the borders of its spans."""
+def _tags(spans: list[Span], starts: list[int]) -> list[str]:
+    """B, I and O of words that begin at these characters, of a text that is cut at the borders of its spans."""
     tags, waiting = [], list(reversed(spans))
     begun = False
-    for start, _ in split(text, {border for span in spans for border in span[:2]}):
+    for start in starts:
         while waiting and waiting[-1].end <= start:
             waiting.pop()
             begun = False

@@ -27,11 +27,12 @@ def test_fields_of_older_files_that_change_no_number_are_passed_over(case):
     assert family.config_from_hf(hub(family, **fields)) == family.config_from_hf(hub(family))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_file_that_says_it_is_no_encoder_decoder_is_believed_or_refused_by_name(name):
-    family = lookup(MODELS, name, "model.name")
-    if family.KIND == "encdec" or name == "vit":
-        return
+FAMILIES = [lookup(MODELS, name, "model.name") for name in MODELS]
+OTHERS = [family for family in FAMILIES if family.KIND != "encdec"]
+
+
+@pytest.mark.parametrize("family", OTHERS, ids=lambda family: family.MODEL_TYPE)
+def test_a_file_that_says_it_is_no_encoder_decoder_is_believed(family):
     assert family.config_from_hf(hub(family, is_encoder_decoder=False)) == family.config_from_hf(hub(family))
 
 
@@ -69,7 +70,7 @@ BROKEN = {
     "no heads": (
         deberta_v2,
         {"num_attention_heads": 0},
-        "cannot be read as that of a deberta-v2 model|heads=0 must be",
+        "cannot be read as that of a deberta-v2 model.*ZeroDivisionError",
     ),
     "text for a scaling": (llama, {"rope_scaling": "linear"}, "cannot be read as that of a llama model"),
     "a rate above 1": (bart, {"dropout": 1.5}, "dropout=1.5 must be at least 0 and below 1"),
