@@ -149,6 +149,7 @@ def test_a_packed_batch_has_the_loss_and_the_words_of_unpacked_ones(encoder):
         plan = pack.plan(held.lengths, row_length=40, max_segments=most, seed=0)
         meter, args = task().meter(), dict(batch=4, row_length=40, process=0, processes=1)
         for batch in pipeline.eval_batches(held, plan, **args):
+            assert ((batch["weight"] == 1) == (batch["label"] >= 0)).all(), "words count, and nothing else"
             logits_BLC = logits_IC[batch["ids"]]
             seen = {name: np.asarray(value) for name, value in task().seen(logits_BLC, batch).items()}
             meter.update(task().loss(logits_BLC, batch), seen)
