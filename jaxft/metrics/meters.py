@@ -1,11 +1,11 @@
 """Meters: batches of logits and labels in, a result, a report and a table out.
 
-All have update(sums of the task's loss, what the task let the host see), add(logits [n, C], labels, loss_sum, weight)
-for what is scored on the host alone, result() -> scores by name (the curves and the choice of the best
-checkpoint), report() -> everything, JSON-able, and table() -> text for the terminal.
+All have update(sums of the task's loss, what the task let the host see), result() -> scores by name (the curves and the
+choice of the best checkpoint), report() -> everything, JSON-able, and table() -> text for the terminal.
 """
 
-from collections.abc import Callable, Mapping
+import abc
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,15 @@ import numpy as np
 from jaxft.metrics import calibration, confusion, multilabel, regression, table
 
 
-class Meter:
+class Meter(abc.ABC):
     """The loss, which all tasks have."""
-
-    add: Callable[..., None]
 
     def __init__(self) -> None:
         self.loss_sum, self.weight, self.examples = 0.0, 0.0, 0
 
+    @abc.abstractmethod
     def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
-        """Adds a batch: of its slots [B, S] those that hold an example."""
-        real_BS = seen["example"] >= 0
-        loss_sum, weight = (float(x) for x in sums["loss"])
-        self.add(seen["logits"][real_BS], seen["label"][real_BS], loss_sum, weight)
+        """Adds a batch: the sums of the task's loss, and what the task let the host see."""
 
     def add_loss(self, loss_sum: float, weight: float, examples: int) -> None:
         self.loss_sum += float(loss_sum)
@@ -38,7 +34,21 @@ class Meter:
         return self.loss_sum / self.weight if self.weight else 0.0
 
 
-class ClassMeter(Meter):
+class WholeMeter(Meter):
+    """Of tasks that judge whole inputs."""
+
+    @abc.abstractmethod
+    def add(self, logits: np.ndarray, labels: np.ndarray, loss_sum: float, weight: float) -> None:
+        """Adds n inputs: logits [n, C], labels [n] or [n, C]."""
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        """Of the slots [B, S] those that hold an example."""
+        real_BS = seen["example"] >= 0
+        loss_sum, weight = (float(x) for x in sums["loss"])
+        self.add(seen["logits"][real_BS], seen["label"][real_BS], loss_sum, weight)
+
+
+class ClassMeter(WholeMeter):
     """One of C classes: keeps the confusion matrix and calibration bins."""
 
     def __init__(self, classes: tuple[str, ...]):
@@ -85,7 +95,7 @@ class ClassMeter(Meter):
         return f"{scores}\n\n{table.confusion(self.counts_CC, self.classes)}"
 
 
-class MultilabelMeter(Meter):
+class MultilabelMeter(WholeMeter):
     """Any of C labels: keeps one 2x2 matrix a class and counts examples with every label right."""
 
     def __init__(self, classes: tuple[str, ...], threshold: float):
@@ -125,7 +135,7 @@ class MultilabelMeter(Meter):
         return table.classification(self.report(), ("micro", "macro", "weighted"), ("accuracy",))
 
 
-class RegressionMeter(Meter):
+class RegressionMeter(WholeMeter):
     """A number: keeps predictions and targets, since ranks do not add up (8 bytes an example)."""
 
     def __init__(self) -> None:

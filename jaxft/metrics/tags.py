@@ -27,7 +27,7 @@ class TagMeter(Meter):
         self.lost += int(seen["lost"].sum())
         self.add_loss(*(float(x) for x in sums["loss"]), examples=int((seen["example"] >= 0).sum()))
 
-    def add(self, predicted_W: np.ndarray, label_W: np.ndarray, sentence_W: np.ndarray) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] (a method here)
+    def add(self, predicted_W: np.ndarray, label_W: np.ndarray, sentence_W: np.ndarray) -> None:
         """Classes [W] of words in order; words of one sentence follow each other and have the same number."""
         size = len(self.classes)
         cells_W = label_W.astype(np.int64) * size + predicted_W
