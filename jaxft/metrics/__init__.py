@@ -17,6 +17,7 @@ METRICS = {
     "spearman": "jaxft.metrics.regression:spearman",
     "mae": "jaxft.metrics.regression:mean_absolute_error",
     "mse": "jaxft.metrics.regression:mean_squared_error",
+    "exact_match": "jaxft.metrics.squad:exact_match",
     "perplexity": "jaxft.metrics.language:perplexity",
     "bits_per_byte": "jaxft.metrics.language:bits_per_byte",
 }

@@ -171,6 +171,7 @@ ARGUMENTS = {  # what each metric takes: a perfect prediction
     "multilabel": (np.array([[[3, 0], [0, 2]]] * 2),),
     "regression": (np.arange(4.0), np.arange(4.0)),
     "language": (0.0, 4.0),
+    "squad": (["The cat"], [["cat", "a dog"]]),
     "calibration": (calibration.calibration_bins(np.eye(3), np.arange(3)),),
 }
 
