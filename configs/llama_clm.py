@@ -1,0 +1,86 @@
+"""Llama, pretrained or trained further on running text: causal language modelling over a packed corpus.
+
+python -m jaxft.main --config=configs/llama_clm.py             a small Llama from scratch on docstrings, byte-level BPE
+python -m jaxft.main --config=configs/llama_clm.py:files --config.data.train=train.jsonl    HuggingFaceTB/SmolLM2-135M
+    on your texts: a document a row in the column "text" (jsonl, parquet, csv, tsv; txt: a document a line)
+python -m jaxft.main --config=configs/llama_clm.py:wiki    a Llama of 12 x 768 from scratch on the English articles of
+    TFDS wiki40b (TPU or GPU); its headings are lines such as _START_SECTION_, which are learned as text
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "files", "wiki")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r} is not known; variants: {', '.join(filter(None, VARIANTS))}")
+    c = ConfigDict()
+    c.seed = 0
+    c.data = dict(name="docstrings", data_dir="")  # data_dir "": a private cache folder
+    c.input = dict(length=256, pack=1, on_bad="stop")  # a corpus is cut into rows of `length`: nothing is packed
+    c.tokenizer = dict(name="bpe", vocab=8192, lowercase=False)
+    c.task = dict(name="causal_lm", text="text", metric="", z=0.0)
+    c.model = dict(
+        name="llama",
+        hf="",
+        scratch=dict(layers=4, d_model=128, d_ff=352, heads=4, kv_heads=2, positions=256, tied=True),
+        override=dict(),
+        dtype="auto",  # bfloat16 on TPU and GPU, float32 on CPU
+        param_dtype="float32",
+        scan=False,
+        remat="none",
+        attention="auto",  # or "dense", "chunked" (memory linear in the length), "cudnn" (GPU), "splash" (TPU)
+        reset_head=False,
+    )
+    c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, no_decay=())
+    c.schedule = dict(name="cosine", warmup="100 steps", floor=0.1)
+    c.train = dict(
+        batch=8,
+        duration="1 epochs",
+        accumulate=1,
+        clip=1.0,
+        layer_decay=1.0,
+        freeze=(),
+        ema=0.0,
+        max_bad_steps=5,
+        log_every="50 steps",
+    )
+    c.evaluate = dict(every="25%", batch=16, patience=0)
+    c.checkpoint = dict(every="25%", keep=2, export="best")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1, expert=1)
+    c.sharding = dict(
+        params=dict(V="tensor", D="fsdp", F="tensor", HK="tensor", GK="tensor", E="expert"),
+        activations=dict(B=("data", "fsdp", "expert"), V="tensor", F="tensor", H="tensor", G="tensor", E="expert"),
+    )
+    c.log = dict(tensorboard=True, wandb="")
+    if arg == "files":
+        files(c)
+    if arg == "wiki":
+        wiki(c)
+    return c
+
+
+def files(c: ConfigDict) -> None:
+    """Your own texts: --config.data.train=train.jsonl."""
+    c.data = dict(name="files", train="train.jsonl", validation="", test="", holdout=0.02)
+    c.input.length = 1024
+    c.model.update(hf="HuggingFaceTB/SmolLM2-135M", remat="full")
+    c.model.scratch.positions = 1024
+    c.optim.update(lr=2e-5, b2=0.95)
+    c.train.update(batch=8, duration="1 epochs")
+    c.evaluate.batch = 8
+
+
+def wiki(c: ConfigDict) -> None:
+    """About 100 million parameters from random weights, rows of 1,024 tokens."""
+    c.data = dict(name="tfds", builder="wiki40b/en", data_dir="", train="train", validation="validation", test="test")
+    c.input.length = 1024
+    c.tokenizer.vocab = 32_000
+    c.model.update(dtype="bfloat16", remat="full")
+    c.model.scratch = dict(layers=12, d_model=768, d_ff=2048, heads=12, kv_heads=4, positions=1024, tied=True)
+    c.optim.update(lr=6e-4, b2=0.95)
+    c.schedule.warmup = "2%"
+    c.train.batch = 256
+    c.evaluate.update(every="10%", batch=64)
+    c.checkpoint.every = "10%"
