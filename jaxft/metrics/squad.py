@@ -1,6 +1,6 @@
 """Exact match and F1 of answers in a text, by the rules of SQuAD or of CMRC 2018: each is the best over all answers.
 
-"squad": articles, punctuation, case and white space do not count; F1 is over words, in any order (Rajpurkar et al. 2016).
+"squad": articles, punctuation, case and white space do not count; F1 is of words in any order (Rajpurkar et al. 2016).
 "cmrc": for Chinese. The marks of MARKS and case do not count; F1 is over the longest piece in common, in characters of
 Chinese and words of other scripts (Cui et al. 2019). The official script parts such words by NLTK; here they are what
 WORD finds, which parts English contractions less ("don't" is one word).
@@ -18,7 +18,7 @@ Words = Callable[[str], list[str]]
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 ARTICLE = re.compile(r"\b(a|an|the)\b")
-MARKS = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")
+MARKS = str.maketrans("", "", "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』")  # noqa: RUF001
 WORD = re.compile(r"[\u4e00-\u9fa5]|[^\W\u4e00-\u9fa5]+(?:['.,][^\W\u4e00-\u9fa5]+)*|[^\w\s]")
 
 
@@ -61,7 +61,7 @@ RULES: dict[str, tuple[Callable[[str], str], Words, Callable[[Sequence[str], Seq
 
 
 def score(prediction: str, answers: Sequence[str], rules: str = "squad") -> tuple[float, float]:
-    """(exact match, F1) of a prediction, the best over `answers`. Without an answer that says anything only "" is right."""
+    """(exact match, F1) of a prediction, the best over `answers`; where none says anything only "" is right."""
     whole, words, shared = RULES[rules]
     found, said = whole(prediction), words(prediction)
     truths = [answer for answer in answers if whole(answer)] or [""]
