@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -68,24 +68,28 @@ def label_array(labels: list[Any], where: str) -> np.ndarray:
 
 
 def labels_of(labels: list[Any], encoded: Sequence[Any], where: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(labels, tags) of a TokenCache, tags None where the labels are not of words."""
-    if not encoded or len(encoded[0]) == 3:
+    """(labels, tags) of a TokenCache, tags None where the labels are not of tokens."""
+    if not encoded or not hasattr(encoded[0], "tags"):
         return label_array(labels, where), None
-    tags, lost = [np.zeros(0, np.int32)], []
-    for label_W, (ids, _, _, begins_W) in zip(labels, encoded, strict=True):
-        tag_T = np.full(len(ids), NO_LABEL, np.int32)
-        found_W = begins_W >= 0
-        tag_T[begins_W[found_W]] = np.asarray(label_W, np.int32)[found_W]
-        tags.append(tag_T)
-        lost.append(len(found_W) - found_W.sum())
-    return np.array(lost, np.int32), np.concatenate(tags)
+    tagged = [one.tags(label) for one, label in zip(encoded, labels, strict=True)]
+    return np.array([lost for _, lost in tagged], np.int32), np.concatenate([tag_T for tag_T, _ in tagged])
+
+
+class LeftOut(NamedTuple):
+    """What an encoder gives for an example that is not to be used: why, and whether this makes its row a bad one."""
+
+    ids: tuple[()]
+    types: tuple[()]
+    truncated: bool
+    reason: str
+    bad: bool
 
 
 class TokenWriter:
     """A context: `add` chunks in order, then `finish`.
 
-    Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json and bad_rows.json into `folder`, and
-    tags.bin where the labels are of words.
+    Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json, bad_rows.json and dropped_rows.json into
+    `folder`, and tags.bin where the labels are of tokens.
     """
 
     def __init__(self, folder: Path, split: Split):
@@ -100,7 +104,8 @@ class TokenWriter:
         self._max_id = self._max_type = 0
         self._bad = list(split.bad[:REPORTED])
         self._counts = {"rows": len(split.rows) + len(split.bad), "kept": 0, "bad": len(split.bad)}
-        self._counts |= {"truncated": 0, "empty": 0, "lost": 0}
+        self._counts |= {"dropped": 0, "truncated": 0, "empty": 0, "lost": 0}
+        self._dropped: list[tuple[str, str]] = []
 
     def __enter__(self) -> "TokenWriter":
         return self
@@ -117,13 +122,22 @@ class TokenWriter:
         if len(self._bad) < REPORTED:
             self._bad.append((where, reason))
 
+    def _leave_out(self, where: str, encoded: Any) -> None:
+        if not isinstance(encoded, LeftOut):
+            self.reject(where, "has no tokens")
+        elif encoded.bad:
+            self.reject(where, encoded.reason)
+        else:
+            self._counts["dropped"] += 1
+            self._dropped += [(where, encoded.reason)] * (len(self._dropped) < REPORTED)
+
     def add(self, chunk: Chunk, encoded: Sequence[Any]) -> None:
         """Raises UserError for an id or type that no tokenizer has, or for labels of another kind than those before."""
         lengths = np.fromiter((len(one[0]) for one in encoded), np.int64, len(encoded))
         kept = range(len(chunk.rows))
         if not lengths.all():
-            for index in np.flatnonzero(lengths == 0):
-                self.reject(self._split.where(chunk.rows[index]), "has no tokens")
+            for index in np.flatnonzero(lengths == 0).tolist():
+                self._leave_out(self._split.where(chunk.rows[index]), encoded[index])
             kept = np.flatnonzero(lengths).tolist()
             encoded, lengths = [encoded[i] for i in kept], lengths[lengths > 0]
         ids, types = flatten(encoded)
@@ -169,7 +183,8 @@ class TokenWriter:
             "id_dtype": np.dtype(dtype).name,
         }
         (self._folder / "report.json").write_text(json.dumps(report, indent=1))
-        (self._folder / "bad_rows.json").write_text(json.dumps(self._bad, indent=1, ensure_ascii=False))
+        for name, rows in (("bad_rows.json", self._bad), ("dropped_rows.json", self._dropped)):
+            (self._folder / name).write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
     def _joined_labels(self) -> np.ndarray:
         shapes = {array.shape[1:] for array in self._labels}

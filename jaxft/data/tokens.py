@@ -24,10 +24,11 @@ from jaxft.data.source import Split, fingerprint, refuse_bad
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of
 from jaxft.registry import BadRow, UserError
 
-CODE_VERSION = 3  # raise it when the same input gives other tokens or another layout
+CODE_VERSION = 4  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
 
-# Of texts to (ids, types, truncated); of lists of words also where in the ids each word begins, -1: nowhere.
+# Of texts to (ids, types, truncated) or LeftOut; where tokens have labels to such with a method `tags`: of an example's
+# label the label of each token, and how many there was no token for.
 Encode = Callable[[list[tuple[Any, str | None]]], Sequence[Any]]
 
 
@@ -36,11 +37,12 @@ class TokenCache:
     """Example x has tokens ids[offsets[x] : offsets[x + 1]].
 
     ids: uint16 or uint32 [tokens], types: uint8 [tokens] (token types), both memory-mapped; offsets: int64 [X + 1];
-    labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none. Where words have labels: tags,
-    int32 [tokens], has a word's at its first token and -100 at all others, and labels, int32 [X], the number of an
-    example's words that have no token. row: int64 [X], index in the split.
-    counts: rows, kept, bad, truncated, empty (texts), lost (words without a token). max_id, max_type: largest token id
-    and type. bad: (where, reason) of the first bad rows; all of them up to a thousand are in bad_rows.json of `folder`.
+    labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none. Where tokens have labels: tags,
+    int32 [tokens], has them (a word's at its first token) and -100 at all others, and labels, int32 [X], how many of an
+    example have no token. row: int64 [X], index in the split.
+    counts: rows, kept, bad, dropped, truncated, empty (texts), lost (labels without a token). max_id, max_type: largest
+    token id and type. bad, dropped: (where, reason) of the first bad rows, and of those that an option leaves out; up
+    to a thousand are in bad_rows.json and dropped_rows.json of `folder`.
     fingerprint: what the tokens depend on, hashed. A cache that is not kept (`in_memory`) has no folder and no
     fingerprint.
     """
@@ -56,6 +58,7 @@ class TokenCache:
     max_id: int
     max_type: int
     bad: tuple[tuple[str, str], ...]
+    dropped: tuple[tuple[str, str], ...]
     fingerprint: str
 
     @property
@@ -101,7 +104,7 @@ def build(
 
     example: row -> object with .text, .pair (None = single text) and .label (int, float, list of numbers or None), or
         with .text a list of words and .label as many whole numbers; raises BadRow for a row that cannot be used.
-    encode: (text, pair) list -> (ids, types, truncated) of each, or (ids, types, truncated, begins) of words.
+    encode: (text, pair) list -> what Encode says of each.
     key: whatever else decides the content (tokenizer fingerprint, task, its options).
     on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
     """
@@ -114,7 +117,7 @@ def build(
         _write(split, example, encode, path)
         cache = _load(path, identity)
         assert cache is not None, f"{path} was just written and verified"
-    refuse_bad(cache.counts, cache.bad, path, on_bad)
+    refuse_bad(cache.counts, cache.bad or cache.dropped, path, on_bad)
     return cache
 
 
@@ -126,6 +129,7 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
     truncated = sum(bool(one[2]) for one in encoded)
     labels, tags = labels_of([example.label for example in examples], encoded, "the first example")
     lost = 0 if tags is None else int(labels.sum())
+    counts = dict.fromkeys(("bad", "dropped", "empty"), 0) | {"truncated": truncated, "lost": lost}
     return TokenCache(
         folder=None,
         ids=ids,
@@ -134,10 +138,11 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
         labels=labels,
         tags=tags,
         row=np.arange(len(encoded)),
-        counts={"rows": len(encoded), "kept": len(encoded), "bad": 0, "truncated": truncated, "empty": 0, "lost": lost},
+        counts={"rows": len(encoded), "kept": len(encoded), **counts},
         max_id=int(ids.max(initial=0)),
         max_type=int(types.max(initial=0)),
         bad=(),
+        dropped=(),
         fingerprint="",
     )
 
@@ -152,7 +157,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
         shutil.rmtree(path, ignore_errors=True)
         return None
     report = json.loads((path / "report.json").read_text())
-    bad = json.loads((path / "bad_rows.json").read_text())
+    bad, dropped = (json.loads((path / f"{name}_rows.json").read_text()) for name in ("bad", "dropped"))
     return TokenCache(
         folder=path,
         ids=cache_files.mapped(path / "ids.bin", report["id_dtype"]),
@@ -165,6 +170,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
         max_id=report["max_id"],
         max_type=report["max_type"],
         bad=tuple((where, reason) for where, reason in bad),
+        dropped=tuple((where, reason) for where, reason in dropped),
         fingerprint=identity,
     )
 

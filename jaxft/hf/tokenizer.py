@@ -28,6 +28,7 @@ FILES = (
 # second and 200 MB of memory: each item costs the parser up to 60 bytes.
 TOKENIZER_BYTES = 50_000_000
 TOKENIZER_ITEMS = 3_000_000
+NO_LABEL = -100
 SENTINEL = "<extra_id_{}>"  # the marks of T5, counted from 0
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -50,6 +51,12 @@ class EncodedWords(NamedTuple):
     types: np.ndarray
     truncated: bool
     begins: np.ndarray  # int32 [words]
+
+    def tags(self, label: Sequence[int]) -> tuple[np.ndarray, int]:
+        """(label of each token, that of a word at its first one and else -100; how many words have no token)."""
+        tag_T, found_W = np.full(len(self.ids), NO_LABEL, np.int32), self.begins >= 0
+        tag_T[self.begins[found_W]] = np.asarray(label, np.int32)[found_W]
+        return tag_T, int(len(found_W) - found_W.sum())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
+from jaxft.data.source import quoted
 from jaxft.hf import tokenizer, trainers
 from jaxft.inputs import base
 from jaxft.inputs.base import Inputs, Say, kept, read
@@ -102,9 +103,19 @@ def prepare(
     length = checked_length(config, cfg)
     task, dataset = read(config, hf_folder, say)
     encoder = encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
-    caches, plans = {}, {}
+    caches, plans = packed(
+        config, dataset, lambda split: _cache(task, encoder, encode, split, length, config.input.on_bad), say
+    )
+    return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
+
+
+def packed(
+    config: Config, dataset: Any, cache_of: Callable[[Any], Any], say: Say, what: str = "words"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(caches, plans) of all splits, whose numbers are said; `what` has labels where tokens have them."""
+    caches, plans, length = {}, {}, config.input.length
     for name, split in dataset.splits.items():
-        caches[name] = _cache(task, encoder, encode, split, length, config.input.on_bad)
+        caches[name] = cache_of(split)
         # Rows hold examples in random company, of all splits by the same seed.
         plans[name] = pack.plan(
             caches[name].lengths, row_length=length, max_segments=config.input.pack, seed=config.seed
@@ -113,10 +124,13 @@ def prepare(
         say(
             f"{name}: {kept(counts)}"
             + (f", {counts['truncated']:,} cut to {length} tokens" if counts["truncated"] else "")
-            + (f", {counts['lost']:,} words lost, which are not scored" if counts["lost"] else "")
+            + (f", {counts['lost']:,} {what} lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
-    return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
+        if counts["dropped"]:
+            listed = caches[name].folder / "dropped_rows.json"
+            say(f"{name}: {counts['dropped']:,} rows left out (all in {listed}):\n{quoted(caches[name].dropped)}")
+    return caches, plans
 
 
 def checked_length(config: Config, cfg: Any) -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from jaxft.data import tokens
 from jaxft.data.source import Split
+from jaxft.data.token_writer import LeftOut
 from jaxft.registry import BadRow, UserError
 
 
@@ -62,7 +63,15 @@ def test_the_cache_holds_what_the_tokenizer_said(tmp_path):
     assert cache.ids.dtype == np.uint16 and cache.max_id == cache.ids.max()
     assert cache.labels.dtype == np.int32 and cache.labels.tolist() == [row["label"] for row in rows]
     assert cache.row.tolist() == list(range(10_000))
-    assert cache.counts == {"rows": 10_000, "kept": 10_000, "bad": 0, "truncated": 0, "empty": 0, "lost": 0}
+    assert cache.counts == {
+        "rows": 10_000,
+        "kept": 10_000,
+        "bad": 0,
+        "dropped": 0,
+        "truncated": 0,
+        "empty": 0,
+        "lost": 0,
+    }
 
 
 def test_pairs_truncation_and_wide_ids(tmp_path):
@@ -119,7 +128,7 @@ def test_bad_rows_stop_the_run_or_are_skipped_and_reported(tmp_path):
     for quoted in ("x.jsonl:9: not JSON", "x.jsonl:2: rejected", "x.jsonl:3: has no tokens"):
         assert quoted in str(caught.value)
     cache = build(rows, tmp_path, bad=unreadable, on_bad="skip")
-    assert cache.counts == {"rows": 5, "kept": 2, "bad": 3, "truncated": 0, "empty": 0, "lost": 0}
+    assert cache.counts == {"rows": 5, "kept": 2, "bad": 3, "dropped": 0, "truncated": 0, "empty": 0, "lost": 0}
     assert cache.row.tolist() == [0, 3] and cache.labels.tolist() == [0, 1]
     assert len(json.loads((Path(cache.folder) / "bad_rows.json").read_text())) == 3
     with pytest.raises(UserError, match="3 of 5"):  # from the cache as well
@@ -224,3 +233,20 @@ def test_a_cache_in_memory_is_the_same(tmp_path):
     for name in ("ids", "types", "offsets", "labels", "row"):
         assert np.array_equal(getattr(kept, name), getattr(held, name))
     assert kept.counts == held.counts
+
+
+def test_what_the_encoder_leaves_out_is_counted_with_its_place_and_is_bad_only_where_it_says_so(tmp_path):
+    left = {"w1": LeftOut((), (), False, "is too long", bad=False), "w2": LeftOut((), (), False, "is odd", bad=True)}
+    rows = [{"text": f"w{i}", "label": 0} for i in range(4)]
+
+    def some(texts):
+        return [left.get(text) or one for (text, _), one in zip(texts, encode(texts), strict=True)]
+
+    cache = build(rows, tmp_path, encode=some, on_bad="skip")
+    assert cache.dropped == (("x.jsonl:2", "is too long"),) and cache.bad == (("x.jsonl:3", "is odd"),)
+    assert (cache.counts["kept"], cache.counts["dropped"], cache.counts["bad"]) == (2, 1, 1)
+    assert cache.row.tolist() == [0, 3] and cache.ids.tolist() == [0, 3]
+    with pytest.raises(UserError, match=r"x\.jsonl:3: is odd"):
+        build(rows, tmp_path, encode=some)
+    with pytest.raises(UserError, match=r"none of the 1 rows can be used:\n  x\.jsonl:1: is too long"):
+        build(rows[1:2], tmp_path, encode=some, other="key")
