@@ -1,4 +1,4 @@
-"""A user's own files: jsonl, csv, tsv, txt, parquet, CoNLL; also gzipped. Large files are mapped, never held."""
+"""A user's own files: jsonl, csv, tsv, txt, parquet, CoNLL, SQuAD; also gzipped. Large files are mapped, never held."""
 
 import hashlib
 from array import array
@@ -17,6 +17,7 @@ def files(*, train: str, validation: str, test: str, holdout: float) -> Dataset:
 
     jsonl: one object a line. csv, tsv: a header line; all values are strings; tsv has no quoting. txt: one row
     {"text": line} a line. Blank lines are skipped. conll (bio, iob, iob2), conllu: a sentence a row (sentences.py).
+    json: a question a row (questions.py).
 
     train, validation, test: paths; "" = no such split.
     holdout: share of the train rows, 0 <= holdout < 1, held out as validation where `validation` is "". Chosen by a

@@ -7,15 +7,16 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from jaxft import disk
 from jaxft.data import sentences, text_formats
+from jaxft.data.questions import Squad
 from jaxft.registry import UserError, nearest
 
-FORMATS = text_formats.FORMATS | sentences.FORMATS
+FORMATS: Mapping[str, Callable[[str, Any], "Table"]] = text_formats.FORMATS | sentences.FORMATS | {"json": Squad}
 ENDINGS = ", ".join(f".{name}" for name in (*FORMATS, "parquet"))
 
 
