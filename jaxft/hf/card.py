@@ -22,6 +22,8 @@ USES = {  # (is it of images, head) -> its name on the hub, the classes that ope
     (False, "masked_lm"): {"pipeline": "fill-mask", "model": "AutoModelForMaskedLM", **TEXT},
     (False, "causal_lm"): {"pipeline": "text-generation", "model": "AutoModelForCausalLM", **TEXT},
     (False, "seq2seq_lm"): {"pipeline": "text2text-generation", "model": "AutoModelForSeq2SeqLM", **TEXT},
+    # The hub has no name for it; what such a model is for is to be fine-tuned.
+    (False, "detection"): {"pipeline": "feature-extraction", "model": "AutoModelForPreTraining", **TEXT},
     (False, "token"): {"pipeline": "token-classification", "model": "AutoModelForTokenClassification", **TEXT},
     (True, "sequence"): {"pipeline": "image-classification", "model": "AutoModelForImageClassification", **IMAGE},
 }

@@ -98,6 +98,17 @@ class TokenHead(nnx.Module):
         return self.classifier(dropout(x_BLD, self.drop, key)).astype(jnp.float32)
 
 
+class DetectionHead(TokenHead):
+    """Of every token one logit: that it was put there instead of another (Clark et al. 2020)."""
+
+    def __init__(self, d_model: int, *, act: str, init: Init):
+        super().__init__(d_model, 1, drop=0.0, init=init, transform=Transform(d_model, d_model, act, None, init))
+
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, L, D] -> logits_BL."""
+        return super().__call__(x_BLD, key)[..., 0]
+
+
 class FirstHead(TokenHead):
     """The same over the first token of each segment, which of an image stands for the whole."""
 
@@ -169,7 +180,10 @@ class VocabHead(nnx.Module):
 
 
 class Transform(nnx.Module):
-    """norm(act(dense(x))): what a masked LM of the BERT kind does before it unembeds, others before any head."""
+    """norm(act(dense(x))): what a masked LM of the BERT kind does before it unembeds, others before any head.
+
+    `norm` None: none follows.
+    """
 
     def __init__(self, d_model: int, d_embed: int, act: str, norm: Any, init: Init, bias: bool = True):
         self.act = act
@@ -177,4 +191,5 @@ class Transform(nnx.Module):
         self.norm = norm
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        return self.norm(ACTIVATIONS[self.act](self.dense(x_BLD)))
+        x_BLD = ACTIVATIONS[self.act](self.dense(x_BLD))
+        return x_BLD if self.norm is None else self.norm(x_BLD)

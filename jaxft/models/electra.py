@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from jaxft.layers.dense import Dense
-from jaxft.layers.head import SequenceHead
+from jaxft.layers.head import DetectionHead, SequenceHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
@@ -79,6 +79,8 @@ def _head(cfg: Config, head: str, outputs: int, embed: Embedding) -> Any:
         return bert_like.masked_lm_head(cfg, embed.text, cfg.d_embed, "gelu")  # whatever `act` is
     if head == "sequence":
         return SequenceHead(cfg.d_model, outputs, act="gelu", drop=drop, init=Normal(cfg.init_std), drop_first=drop)
+    if head == "detection":  # the discriminator's
+        return DetectionHead(cfg.d_model, act=cfg.act, init=Normal(cfg.init_std))
     return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
 
 
@@ -94,6 +96,8 @@ HF_HEADS = {
     "masked_lm": bert_like.masked_lm(
         "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head"
     ),
+    "detection": dense("head/transform/dense", "discriminator_predictions.dense", "P D -> D P")
+    | dense("head/classifier", "discriminator_predictions.dense_prediction", "C D -> D C"),
     "sequence": dense("head/pooler", "classifier.dense", "P D -> D P")
     | dense("head/classifier", "classifier.out_proj", "C P -> P C"),
     "token": bert_like.TOKEN,
@@ -109,7 +113,7 @@ HF_OTHER = (
 )
 HF_LEGACY = bert_like.LEGACY
 HF_TIED = {"masked_lm": {"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"}}
-HF_ARCHITECTURES = bert_like.architectures("Electra")
+HF_ARCHITECTURES = {**bert_like.architectures("Electra"), "detection": "ElectraForPreTraining"}
 
 _FIELDS = {**bert_like.FIELDS, "embedding_size": "d_embed"}
 # Of a pooler that no head here has.

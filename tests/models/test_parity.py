@@ -16,7 +16,7 @@ from jaxft.hf import folder as hf_folder
 from jaxft.hf import load as hf_load
 from jaxft.hf import save as hf_save
 from jaxft.hf.layout import parts, rows
-from jaxft.layers.loss import IGNORE, softmax_cross_entropy
+from jaxft.layers.loss import IGNORE, sigmoid_binary_cross_entropy, softmax_cross_entropy
 from jaxft.layers.vocab import VocabLogits
 from jaxft.models import MODELS
 from jaxft.registry import lookup
@@ -28,6 +28,7 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 OUTPUTS = {"sequence": 5, "token": 5, "span": 2}
 LENGTHS, LENGTH = (36, 21, 5), 40
 ANSWERS = "seq2seq_lm"  # the head whose logits are those of a text of its own
+DETECTION = "detection"  # the head with one logit a token
 FAMILIES = {name: lookup(MODELS, name, "model.name") for name in MODELS}
 FAMILIES = {name: family for name, family in FAMILIES.items() if family.KIND != "vision"}  # those: test_vit_parity.py
 CASES = [(name, head, "") for name, family in FAMILIES.items() for head in family.HF_HEADS]
@@ -192,6 +193,9 @@ def labels_of(case, batch):
     segment = segment_of(case, batch)
     shape = (len(LENGTHS),) if case.head == "sequence" else segment.shape
     classes = case.net.cfg.vocab if case.head.endswith("_lm") else outputs(case.head)
+    if case.head == DETECTION:  # 0 and 1, after those are left out that are 0 here
+        labels = rng.integers(0, 3, shape).astype(np.int32)
+        return np.where((segment > 0) & (labels > 0), labels - 1, IGNORE)
     labels = rng.integers(0, classes, shape).astype(np.int32)
     return labels if case.head == "sequence" else np.where((segment > 0) & (labels > 0), labels, IGNORE)
 
@@ -204,6 +208,16 @@ def routers_loss(cfg, output, batch):
         return 0
     logits = torch.stack(output.router_logits)[:, batch["segment"].reshape(-1) > 0]
     return cfg.balance_coef * output.aux_loss + cfg.z_coef * logits.logsumexp(-1).square().mean()
+
+
+def torch_loss(case, logits, labels):
+    import torch
+
+    if case.head == DETECTION:
+        counts = labels != IGNORE
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits[counts], labels[counts].float())
+    flat = logits.reshape(-1, logits.shape[-1])
+    return torch.nn.functional.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORE)
 
 
 def test_loss_and_gradients_equal_those_of_torch_by_name(case):
@@ -219,6 +233,8 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
         weights = jnp.ones(wanted.shape)
         if isinstance(logits, VocabLogits):
             task = logits.cross_entropy(wanted, weights)
+        elif case.head == DETECTION:
+            task = {"loss": sigmoid_binary_cross_entropy(logits[..., None], wanted[..., None], wanted != IGNORE)}
         else:
             task = {"loss": softmax_cross_entropy(logits, wanted, weights)}
         total, weight = with_losses(task, own)["loss"]
@@ -228,9 +244,7 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
     case.model.zero_grad()
     output = case.model(**to_torch(case, batch))
     logits = logits_of(output)
-    theirs = routers_loss(case.net.cfg, output, batch) + torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), torch.tensor(labels.reshape(-1)).long(), ignore_index=IGNORE
-    )
+    theirs = routers_loss(case.net.cfg, output, batch) + torch_loss(case, logits, torch.tensor(labels))
     theirs.backward()
     np.testing.assert_allclose(value, theirs.item(), **TOLERANCE)
     flat, seen, places = hf_load.flatten(grads), set(), parts(rows(case.net.table), case.net.stored)
