@@ -14,13 +14,15 @@ class Plan:
     """Row r holds examples[offsets[r] : offsets[r + 1]], in this order.
 
     examples: int64 [X], each index of the token cache once; offsets: int64 [rows + 1]; fill: share of the tokens of
-    all rows that are not padding; max_segments: most examples a row may hold.
+    all rows that are not padding; max_segments: most examples a row may hold. begins: int64 [groups + 1], where
+    examples come in groups that share a row: group g is begins[g] to begins[g + 1] - 1 of the token cache.
     """
 
     examples: np.ndarray
     offsets: np.ndarray
     fill: float
     max_segments: int
+    begins: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
@@ -53,6 +55,23 @@ def plan(lengths_X: np.ndarray, *, row_length: int, max_segments: int, seed: int
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     fill = float(lengths_X.sum() / max(len(counts) * row_length, 1))
     return Plan(examples, offsets, fill, max_segments)
+
+
+def plan_groups(lengths_X: np.ndarray, begins: np.ndarray, *, row_length: int, max_groups: int, seed: int) -> Plan:
+    """As `plan`, of groups of examples that stay together, at most `max_groups` in a row. `begins` as in Plan."""
+    sizes = np.diff(begins)
+    of_group = np.add.reduceat(lengths_X, begins[:-1]) if len(sizes) else np.zeros(0, np.int64)
+    made = plan(of_group, row_length=row_length, max_segments=max_groups, seed=seed)
+    size_E = sizes[made.examples]
+    first_E = np.cumsum(size_E) - size_E
+    within = np.arange(size_E.sum()) - np.repeat(first_E, size_E)
+    return Plan(
+        examples=np.repeat(begins[made.examples], size_E) + within,
+        offsets=np.append(first_E, size_E.sum())[made.offsets],
+        fill=made.fill,
+        max_segments=max_groups * int(sizes.max(initial=1)),
+        begins=begins,
+    )
 
 
 def _best_fit(lengths: list[int], row_length: int, max_segments: int) -> np.ndarray:

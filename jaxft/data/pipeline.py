@@ -88,7 +88,8 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
     first (index of each segment's first token), example (index into the cache, -1 = empty slot): int32 [B, S].
     weight (1 = example, 0 = empty slot): float32 [B, S]. label: [B, S] or [B, S, C], 0 in empty slots.
     Where words have labels: label int32 [B, L], -100 where none begins, weight float32 [B, L], and lost int32 [B, S],
-    how many words of an example have no token.
+    how many words of an example have no token. Where examples come in groups: group and part int32 [B, S], the number
+    of each one's group, -1 in empty slots, and its own within the group.
     """
     B, L, S = len(rows_B), row_length, plan.max_segments
     # E: the examples of the batch, row after row; T: their tokens.
@@ -124,11 +125,20 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
         "first": slots_BS(first_E, np.int32),
         "example": slots_BS(example_E, np.int32, empty=-1),
     }
+    batch |= _groups(batch["example"], plan.begins)
     label_BS = slots_BS(tokens.labels[example_E], tokens.labels.dtype)
     if tokens.tags is None:
         return batch | {"label": label_BS, "weight": slots_BS(np.ones(len(example_E)), np.float32)}
     label_BL = tokens_BL(tokens.tags[source_T], empty=NO_LABEL)
     return batch | {"label": label_BL, "weight": (label_BL != NO_LABEL).astype(np.float32), "lost": label_BS}
+
+
+def _groups(example_BS: np.ndarray, begins: np.ndarray | None) -> Batch:
+    if begins is None:
+        return {}
+    group_BS = np.searchsorted(begins, example_BS, side="right") - 1  # -1 of an empty slot
+    part_BS = np.where(example_BS >= 0, example_BS - begins[group_BS], 0)
+    return {"group": group_BS.astype(np.int32), "part": part_BS.astype(np.int32)}
 
 
 def _count_within(counts: np.ndarray) -> np.ndarray:

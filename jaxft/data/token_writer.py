@@ -24,13 +24,15 @@ class Chunk:
         self.texts: list[tuple[Any, str | None]] = []
         self.labels: list[Any] = []
 
-    def append(self, row: int, text: str | list[str], pair: str | None, label: Any) -> None:
-        """Raises BadRow when the label is no finite number or list of such."""
-        for number in label if isinstance(label, list) else () if label is None else (label,):
-            _check_number(number)
-        self.rows.append(row)
-        self.texts.append((text, pair))
-        self.labels.append(label)
+    def append(self, row: int, examples: Sequence[Any]) -> None:
+        """Adds what a row has become. Raises BadRow when a label is no finite number or list of such."""
+        for label in (example.label for example in examples):
+            for number in label if isinstance(label, list) else () if label is None else (label,):
+                _check_number(number)
+        for example in examples:
+            self.rows.append(row)
+            self.texts.append((example.text, example.pair))
+            self.labels.append(example.label)
 
 
 def _check_number(value: Any) -> None:
@@ -136,10 +138,13 @@ class TokenWriter:
         lengths = np.fromiter((len(one[0]) for one in encoded), np.int64, len(encoded))
         kept = range(len(chunk.rows))
         if not lengths.all():
+            empty: dict[int, int] = {}
             for index in np.flatnonzero(lengths == 0).tolist():
-                self._leave_out(self._split.where(chunk.rows[index]), encoded[index])
-            kept = np.flatnonzero(lengths).tolist()
-            encoded, lengths = [encoded[i] for i in kept], lengths[lengths > 0]
+                empty.setdefault(chunk.rows[index], index)
+            for row, index in empty.items():
+                self._leave_out(self._split.where(row), encoded[index])
+            kept = [i for i, row in enumerate(chunk.rows) if row not in empty]  # a group stays whole or goes
+            encoded, lengths = [encoded[i] for i in kept], lengths[kept]
         ids, types = flatten(encoded)
         self._max_id = max(self._max_id, int(ids.max(initial=0)))
         self._max_type = max(self._max_type, int(types.max(initial=0)))
@@ -153,7 +158,7 @@ class TokenWriter:
         self._lengths.append(lengths)
         self._rows.append(np.array([chunk.rows[i] for i in kept], np.int64))
         self._add_labels([chunk.labels[i] for i in kept], encoded, self._split.where(chunk.rows[0]))
-        self._counts["kept"] += len(kept)
+        self._counts["kept"] += len({chunk.rows[i] for i in kept})
         self._counts["truncated"] += sum(one[2] for one in encoded)
         self._counts["empty"] += sum(not "".join(chunk.texts[i][0]).strip() for i in kept)
 

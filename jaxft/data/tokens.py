@@ -66,6 +66,12 @@ class TokenCache:
         """Tokens of each example, int64 [X]."""
         return np.diff(self.offsets)
 
+    @property
+    def begins(self) -> np.ndarray:
+        """Where the examples of each row that has any begin, and the number of all: int64 [rows + 1]."""
+        first_X = np.diff(self.row, prepend=-1) != 0
+        return np.append(np.flatnonzero(first_X), len(self.row))
+
     def check_ids(self, vocab: int, types: int, where: Callable[[int], str]) -> None:
         """Raises UserError with the row when a token id or type has no embedding; `where` is the split's.
 
@@ -103,7 +109,8 @@ def build(
     """The cache of `split` below `folder`, read if it is there and whole, built otherwise.
 
     example: row -> object with .text, .pair (None = single text) and .label (int, float, list of numbers or None), or
-        with .text a list of words and .label as many whole numbers; raises BadRow for a row that cannot be used.
+        with .text a list of words and .label as many whole numbers; or a list of such, which follow each other in the
+        cache with the same `row`; raises BadRow for a row that cannot be used.
     encode: (text, pair) list -> what Encode says of each.
     key: whatever else decides the content (tokenizer fingerprint, task, its options).
     on_bad: "stop" = UserError that quotes the first bad rows; "skip" = they are counted and left out.
@@ -122,7 +129,12 @@ def build(
 
 
 def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
-    """A cache of these examples that is not kept, for prediction; their labels may be None. `row` counts from 0."""
+    """A cache of these examples that is not kept, for prediction; their labels may be None. `row` counts from 0.
+
+    An item that is a list of examples gives them all the same `row`, as in `build`.
+    """
+    groups = [one if isinstance(one, list) else [one] for one in examples]
+    examples = [example for group in groups for example in group]
     encoded = encode([(example.text, example.pair) for example in examples])
     ids, types = flatten(encoded)
     offsets = np.cumsum([0, *(len(one[0]) for one in encoded)], dtype=np.int64)
@@ -137,8 +149,8 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
         offsets=offsets,
         labels=labels,
         tags=tags,
-        row=np.arange(len(encoded)),
-        counts={"rows": len(encoded), "kept": len(encoded), **counts},
+        row=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        counts={"rows": len(groups), "kept": len(groups), **counts},
         max_id=int(ids.max(initial=0)),
         max_type=int(types.max(initial=0)),
         bad=(),
@@ -201,10 +213,10 @@ def _chunks(split: Split, example: Callable[[Mapping[str, Any]], Any], writer: T
     for index in range(len(split.rows)):
         try:
             made = example(split.rows[index])
-            chunk.append(index, made.text, made.pair, made.label)
+            chunk.append(index, made if isinstance(made, list) else [made])
         except BadRow as error:
             writer.reject(split.where(index), str(error))
-        if len(chunk.rows) == CHUNK:
+        if len(chunk.rows) >= CHUNK:
             yield chunk
             chunk = Chunk()
     if chunk.rows:

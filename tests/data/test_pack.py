@@ -1,9 +1,10 @@
+import itertools
 import time
 
 import numpy as np
 import pytest
 
-from jaxft.data.pack import plan
+from jaxft.data.pack import plan, plan_groups
 
 
 def short_lengths(count, seed=0):
@@ -61,3 +62,23 @@ def test_an_example_that_fits_no_row_is_an_error():
 def test_no_examples_are_no_rows():
     made = plan(np.zeros(0, np.int64), row_length=8, max_segments=4, seed=0)
     assert made.rows == 0 and made.fill == 0
+
+
+def test_groups_stay_together_in_their_order():
+    rng = np.random.default_rng(0)
+    begins = np.concatenate([[0], np.cumsum(rng.integers(1, 5, 400))])
+    lengths = rng.integers(1, 9, begins[-1])
+    made = plan_groups(lengths, begins, row_length=40, max_groups=3, seed=0)
+    assert np.array_equal(np.sort(made.examples), np.arange(begins[-1]))
+    assert made.max_segments == 3 * np.diff(begins).max()
+    group_of = np.searchsorted(begins, made.examples, side="right") - 1
+    for start, end in itertools.pairwise(made.offsets):
+        row, groups = made.examples[start:end], list(dict.fromkeys(group_of[start:end]))
+        assert 1 <= len(groups) <= 3 and lengths[row].sum() <= 40
+        assert row.tolist() == [x for group in groups for x in range(begins[group], begins[group + 1])]
+    assert made.rows < 400 / 2  # they are packed, too
+
+
+def test_no_group_is_no_row():
+    made = plan_groups(np.zeros(0, np.int64), np.zeros(1, np.int64), row_length=8, max_groups=2, seed=0)
+    assert made.rows == 0 and len(made.examples) == 0

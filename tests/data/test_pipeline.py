@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import pipeline, tokens
-from jaxft.data.pack import plan
+from jaxft.data.pack import plan, plan_groups
 
 ROW_LENGTH = 16
 
@@ -176,3 +176,19 @@ def test_the_data_room_does_not_import_jax():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_batch_of_groups_says_which_example_is_which_of_its_group():
+    begins = np.array([0, 2, 5, 6])
+    lengths = np.random.default_rng(0).integers(1, 5, 6)
+    held = tokens.in_memory(
+        [Example(str(n), None, n) for n in range(6)],
+        lambda texts: [([int(t)] * lengths[int(t)],) * 2 + (False,) for t, _ in texts],
+    )
+    made = plan_groups(held.lengths, begins, row_length=ROW_LENGTH, max_groups=2, seed=1)
+    (batch,) = pipeline.eval_batches(held, made, batch=4, row_length=ROW_LENGTH, process=0, processes=1)
+    assert batch["group"].shape == batch["part"].shape == (4, 6)
+    real = batch["example"] >= 0
+    group, part = (batch[name][real] for name in ("group", "part"))
+    assert np.array_equal(begins[group] + part, batch["example"][real]) and set(group) == {0, 1, 2}
+    assert (batch["group"][~real] == -1).all()

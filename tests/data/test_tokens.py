@@ -250,3 +250,17 @@ def test_what_the_encoder_leaves_out_is_counted_with_its_place_and_is_bad_only_w
         build(rows, tmp_path, encode=some)
     with pytest.raises(UserError, match=r"none of the 1 rows can be used:\n  x\.jsonl:1: is too long"):
         build(rows[1:2], tmp_path, encode=some, other="key")
+
+
+def test_a_row_may_become_several_examples_that_come_and_go_together(tmp_path):
+    def several(row):
+        return [Example(text, None, label) for label, text in enumerate(row["texts"])]
+
+    rows = [{"texts": ["w1", "w2 w3"]}, {"texts": ["w4", "", "w5"]}, {"texts": ["w6", "w7", "w8"]}]
+    made = tokens.build(split_of(rows), several, encode, key={}, folder=str(tmp_path), on_bad="skip")
+    assert made.ids.tolist() == [1, 2, 3, 6, 7, 8] and made.labels.tolist() == [0, 1, 0, 1, 2]
+    assert made.row.tolist() == [0, 0, 2, 2, 2] and made.begins.tolist() == [0, 2, 5]
+    assert made.bad == (("x.jsonl:2", "has no tokens"),)
+    assert (made.counts["rows"], made.counts["kept"], made.counts["bad"]) == (3, 2, 1)
+    held = tokens.in_memory([several(rows[0]), several(rows[2])], encode)
+    assert held.ids.tolist() == made.ids.tolist() and held.row.tolist() == [0, 0, 1, 1, 1]
