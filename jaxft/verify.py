@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Batch = dict[str, np.ndarray]
+WHOLE = ("sequence", "multiple_choice")  # heads that judge whole inputs
 ROWS, LENGTH = 4, 128  # positions past 64 show errors that short inputs hide
 
 
@@ -65,7 +66,7 @@ def _images(net: Any) -> tuple[Batch, Batch]:
 def _ours(net: Any, params: Any, batch: Batch) -> np.ndarray:
     """[B, C] of a head that judges whole inputs, else [B, L, C]."""
     logits = np.asarray(jax.jit(net.forward)(params, batch))
-    return logits[:, 0] if net.head == "sequence" else logits
+    return logits[:, 0] if net.head in WHOLE else logits
 
 
 def _reread(folder: Path, net: Any, batch: Batch) -> np.ndarray:
@@ -85,5 +86,10 @@ def _theirs(folder: Path, net: Any, given: Batch) -> np.ndarray:
     # Eager attention is the definition of a model: transformers 4's faster ones leave out the soft cap of Gemma 2.
     how = dict(dtype=torch.float32, attn_implementation="eager")
     model = cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **how).eval()
+    if net.head == "multiple_choice":  # the texts are the choices of one question
+        given = {name: array[None] for name, array in given.items()}
     with torch.no_grad():
-        return model(**{name: torch.from_numpy(array) for name, array in given.items()}).logits.numpy()
+        out = model(**{name: torch.from_numpy(array) for name, array in given.items()})
+    if net.head == "multiple_choice":
+        return out.logits.numpy().T
+    return (out.last_hidden_state if net.head == "vectors" else out.logits).numpy()

@@ -117,6 +117,18 @@ class FirstHead(TokenHead):
         return batch["first"]
 
 
+class VectorHead(nnx.Module):
+    """The vector of every token, as it is: of models that are asked for nothing else."""
+
+    @staticmethod
+    def reads(batch: Batch) -> jax.Array | None:
+        return None
+
+    def __call__(self, x_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, L, D] -> the same in float32."""
+        return x_BLD.astype(jnp.float32)
+
+
 class FixedBias(nnx.Module):
     """Numbers that a checkpoint adds to the logits, [V]: saved again, and not trained."""
 

@@ -11,7 +11,7 @@ from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
 from jaxft.models import bert_like
-from jaxft.models.table import check_sizes, dense, read_fields, write_fields
+from jaxft.models.table import bare, check_sizes, dense, read_fields, write_fields
 
 MODEL_TYPE = "bert"
 KIND = "encoder"
@@ -57,9 +57,9 @@ def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
     drop = bert_like.classifier_dropout(cfg)
     if head == "masked_lm":
         return bert_like.masked_lm_head(cfg, embed, cfg.d_model, cfg.act)
-    if head == "sequence":
+    if head in ("sequence", "multiple_choice"):
         return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=Normal(cfg.init_std))
-    return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
+    return bert_like.token_head(cfg, head, outputs, drop=drop)
 
 
 flops_per_token = bert_like.flops_per_token
@@ -69,12 +69,14 @@ flops_per_token = bert_like.flops_per_token
 
 _LM = "cls.predictions."
 HF = bert_like.table("bert.")
+_POOLED = dense("head/pooler", "bert.pooler.dense", "P D -> D P") | dense("head/classifier", "classifier", "C P -> P C")
 HF_HEADS = {
     "masked_lm": bert_like.masked_lm(
         _LM + "transform.dense", _LM + "transform.LayerNorm", _LM + "decoder", bias=_LM + "bias"
     ),
-    "sequence": dense("head/pooler", "bert.pooler.dense", "P D -> D P")
-    | dense("head/classifier", "classifier", "C P -> P C"),
+    "sequence": _POOLED,
+    "multiple_choice": _POOLED,
+    "vectors": bare(HF, "bert."),
     "token": bert_like.TOKEN,
     "span": bert_like.SPAN,
 }

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxft.layers.block import PostNormBlock
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.head import TokenHead, Transform, VocabHead
+from jaxft.layers.head import TokenHead, Transform, VectorHead, VocabHead
 from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
@@ -53,8 +53,11 @@ def masked_lm_head(cfg: Any, embed: TextEmbed, d_embed: int, act: str) -> VocabH
     return VocabHead(cfg.vocab, d_embed, init=init, tied=tied, bias=True, transform=transform)
 
 
-def token_head(cfg: Any, outputs: int, drop: float) -> TokenHead:
-    return TokenHead(cfg.d_model, outputs, drop=drop, init=Normal(cfg.init_std))
+def token_head(cfg: Any, head: str, outputs: int, *, drop: float, span_drop: float = 0.0) -> TokenHead | VectorHead:
+    """Of all tokens: their vectors, tags, or the start and end of an answer."""
+    if head == "vectors":
+        return VectorHead()
+    return TokenHead(cfg.d_model, outputs, drop=drop if head == "token" else span_drop, init=Normal(cfg.init_std))
 
 
 def classifier_dropout(cfg: Any) -> float:
@@ -113,6 +116,8 @@ def architectures(name: str) -> dict[str, str]:
         "sequence": f"{name}ForSequenceClassification",
         "token": f"{name}ForTokenClassification",
         "span": f"{name}ForQuestionAnswering",
+        "multiple_choice": f"{name}ForMultipleChoice",
+        "vectors": f"{name}Model",
     }
 
 

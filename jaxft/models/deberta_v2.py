@@ -15,13 +15,13 @@ from jaxft.layers.block import PostNormBlock
 from jaxft.layers.conv import ConvBeside
 from jaxft.layers.disentangled import TERMS, Buckets, DisentangledAttention, Distances, RelativeSight
 from jaxft.layers.embed import TextEmbed
-from jaxft.layers.head import SequenceHead, TokenHead, Transform, VocabHead
+from jaxft.layers.head import SequenceHead, TokenHead, Transform, VectorHead, VocabHead
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Reach, Trunk, encoder_flops
-from jaxft.models.table import check_sizes, dense, norm, read_fields
+from jaxft.models.table import bare, check_sizes, dense, norm, read_fields
 from jaxft.registry import UserError, nearest
 
 MODEL_TYPE = "deberta-v2"
@@ -177,12 +177,14 @@ def _conv(cfg: Config) -> ConvBeside:
     return ConvBeside(cfg.d_model, cfg.conv, act=cfg.conv_act, eps=cfg.eps, drop=cfg.dropout, init=init)
 
 
-def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> SequenceHead | TokenHead | VocabHead:
+def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
     init = Normal(cfg.init_std)
     if head == "masked_lm":
         transform = Transform(cfg.d_model, cfg.d_model, cfg.act, LayerNorm(cfg.d_model, cfg.eps), init)
         return VocabHead(cfg.vocab, cfg.d_model, init=init, tied=embed.word, bias=True, transform=transform)
-    if head == "sequence":
+    if head == "vectors":
+        return VectorHead()
+    if head in ("sequence", "multiple_choice"):
         drop = cfg.dropout if cfg.classifier_dropout is None else cfg.classifier_dropout
         first = cfg.pooler_dropout
         return SequenceHead(cfg.d_model, outputs, act=cfg.pooler_act, drop=drop, init=init, drop_first=first)
@@ -221,9 +223,11 @@ HF = {
     **dense("blocks/mlp/down", _LAYER + "output.dense", "D F -> F D"),
     **norm("blocks/mlp_norm", _LAYER + "output.LayerNorm"),
 }
+_POOLED = dense("head/pooler", "pooler.dense", "P D -> D P") | dense("head/classifier", "classifier", "C P -> P C")
 HF_HEADS = {
-    "sequence": dense("head/pooler", "pooler.dense", "P D -> D P")
-    | dense("head/classifier", "classifier", "C P -> P C"),
+    "sequence": _POOLED,
+    "multiple_choice": _POOLED,
+    "vectors": bare(HF, "deberta."),
     "token": dense("head/classifier", "classifier", "C D -> D C"),
     "span": dense("head/classifier", "qa_outputs", "C D -> D C"),
     "masked_lm": {
@@ -263,6 +267,8 @@ HF_ARCHITECTURES = {
     "token": "DebertaV2ForTokenClassification",
     "span": "DebertaV2ForQuestionAnswering",
     "masked_lm": "DebertaV2ForMaskedLM",
+    "multiple_choice": "DebertaV2ForMultipleChoice",
+    "vectors": "DebertaV2Model",
 }
 
 _FIELDS = {  # hub field -> ours

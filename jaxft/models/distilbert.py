@@ -11,7 +11,7 @@ from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
 from jaxft.models import bert_like
-from jaxft.models.table import check_sizes, dense, norm, read_fields, write_fields
+from jaxft.models.table import bare, check_sizes, dense, norm, read_fields, write_fields
 
 MODEL_TYPE = "distilbert"
 KIND = "encoder"
@@ -58,9 +58,9 @@ class Model(bert_like.Encoder):
 def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
     if head == "masked_lm":
         return bert_like.masked_lm_head(cfg, embed, cfg.d_model, cfg.act)
-    if head == "sequence":
+    if head in ("sequence", "multiple_choice"):
         return SequenceHead(cfg.d_model, outputs, act="relu", drop=cfg.classifier_dropout, init=Normal(cfg.init_std))
-    return bert_like.token_head(cfg, outputs, cfg.dropout if head == "token" else cfg.span_dropout)
+    return bert_like.token_head(cfg, head, outputs, drop=cfg.dropout, span_drop=cfg.span_dropout)
 
 
 flops_per_token = bert_like.flops_per_token
@@ -82,10 +82,12 @@ HF = {
     **dense("blocks/mlp/down", _LAYER + "ffn.lin2", "D F -> F D"),
     **norm("blocks/mlp_norm", _LAYER + "output_layer_norm"),
 }
+_POOLED = dense("head/pooler", "pre_classifier", "P D -> D P") | dense("head/classifier", "classifier", "C P -> P C")
 HF_HEADS = {
     "masked_lm": bert_like.masked_lm("vocab_transform", "vocab_layer_norm", "vocab_projector"),
-    "sequence": dense("head/pooler", "pre_classifier", "P D -> D P")
-    | dense("head/classifier", "classifier", "C P -> P C"),
+    "sequence": _POOLED,
+    "multiple_choice": _POOLED,
+    "vectors": bare(HF, "distilbert."),
     "token": bert_like.TOKEN,
     "span": bert_like.SPAN,
 }

@@ -14,10 +14,11 @@ from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
 from jaxft.models import bert_like
-from jaxft.models.table import check_sizes, dense, read_fields, write_fields
+from jaxft.models.table import bare, check_sizes, dense, read_fields, write_fields
 
 MODEL_TYPE = "electra"
 KIND = "encoder"
+SUMMARY_DROPOUT = 0.1  # of the pooler that multiple choice has
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def _head(cfg: Config, head: str, outputs: int, embed: Embedding) -> Any:
         return SequenceHead(cfg.d_model, outputs, act="gelu", drop=drop, init=Normal(cfg.init_std), drop_first=drop)
     if head == "detection":  # the discriminator's
         return DetectionHead(cfg.d_model, act=cfg.act, init=Normal(cfg.init_std))
-    return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
+    if head == "multiple_choice":
+        return SequenceHead(cfg.d_model, outputs, act="gelu", drop=SUMMARY_DROPOUT, init=Normal(cfg.init_std))
+    return bert_like.token_head(cfg, head, outputs, drop=drop)
 
 
 flops_per_token = bert_like.flops_per_token
@@ -100,6 +103,9 @@ HF_HEADS = {
     | dense("head/classifier", "discriminator_predictions.dense_prediction", "C D -> D C"),
     "sequence": dense("head/pooler", "classifier.dense", "P D -> D P")
     | dense("head/classifier", "classifier.out_proj", "C P -> P C"),
+    "multiple_choice": dense("head/pooler", "sequence_summary.summary", "P D -> D P")
+    | dense("head/classifier", "classifier", "C P -> P C"),
+    "vectors": bare(HF, "electra."),
     "token": bert_like.TOKEN,
     "span": bert_like.SPAN,
 }
@@ -110,22 +116,24 @@ HF_OTHER = (
     r"generator_lm_head\..*",
     r"qa_outputs\..*",
     r"classifier\..*",
+    r"sequence_summary\..*",
 )
 HF_LEGACY = bert_like.LEGACY
 HF_TIED = {"masked_lm": {"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"}}
 HF_ARCHITECTURES = {**bert_like.architectures("Electra"), "detection": "ElectraForPreTraining"}
 
 _FIELDS = {**bert_like.FIELDS, "embedding_size": "d_embed"}
-# Of a pooler that no head here has.
-_HARMLESS = ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout")
-
-
-HF_FIXED = bert_like.FIXED
+HF_FIXED = bert_like.FIXED | {
+    "summary_type": "first",
+    "summary_use_proj": True,
+    "summary_activation": "gelu",
+    "summary_last_dropout": SUMMARY_DROPOUT,
+}
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """A hub config.json as a Config. Raises UserError for every field that nobody reads."""
-    return Config(**read_fields(hf, _FIELDS, HF_FIXED, harmless=_HARMLESS))
+    return Config(**read_fields(hf, _FIELDS, HF_FIXED))
 
 
 def config_to_hf(cfg: Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxft.layers.attention import Attention
 from jaxft.layers.block import PreNormBlock
 from jaxft.layers.embed import TokenEmbed
-from jaxft.layers.head import FirstHead, TokenHead, Transform, VocabHead, segment_mean
+from jaxft.layers.head import FirstHead, TokenHead, Transform, VectorHead, VocabHead, segment_mean
 from jaxft.layers.mlp import ACTIVATIONS, GatedMlp
 from jaxft.layers.norm import LayerNorm
 from jaxft.layers.parameter import Normal
@@ -16,11 +16,12 @@ from jaxft.layers.rope import Rope
 from jaxft.layers.stack import Execution
 from jaxft.layers.trunk import Reach, Trunk, trunk_flops
 from jaxft.models import bert_like
-from jaxft.models.table import Rows, check_known, check_sizes, dense, norm, read_fields, write_fields
+from jaxft.models.table import Rows, bare, check_known, check_sizes, dense, norm, read_fields, write_fields
 from jaxft.registry import UserError
 
 MODEL_TYPE = "modernbert"
 KIND = "encoder"
+WHOLE = ("sequence", "multiple_choice")  # heads that judge whole texts
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 _THETAS = {GLOBAL: "global_theta", LOCAL: "local_theta"}
@@ -108,7 +109,7 @@ class Model(Trunk):
             [Reach(window=window[kind], rope=turning[kind]) for kind in cfg.layer_types],
             _norm(cfg),
             first=_block(cfg, before=False),
-            pool=segment_mean if head == "sequence" and cfg.pooling == "mean" else None,
+            pool=segment_mean if head in WHOLE and cfg.pooling == "mean" else None,
         )
 
 
@@ -124,12 +125,14 @@ def _block(cfg: Config, *, before: bool = True) -> PreNormBlock:
 
 
 def _head(cfg: Config, head: str, outputs: int, embed: TokenEmbed) -> Any:
+    if head == "vectors":
+        return VectorHead()
     init = Normal(cfg.init_std)
     transform = Transform(cfg.d_model, cfg.d_model, cfg.head_act, _norm(cfg), init, cfg.head_bias)
     if head == "masked_lm":
         tied = embed.word if cfg.tied else None
         return VocabHead(cfg.vocab, cfg.d_model, init=init, tied=tied, bias=cfg.vocab_bias, transform=transform)
-    kind = FirstHead if head == "sequence" else TokenHead
+    kind = FirstHead if head in WHOLE else TokenHead
     return kind(cfg.d_model, outputs, drop=cfg.classifier_dropout, init=init, transform=transform)
 
 
@@ -180,6 +183,8 @@ HF_HEADS = {
         "head/unembed/bias": ("decoder.bias", "V"),
     },
     "sequence": _TRANSFORM | bert_like.TOKEN,
+    "multiple_choice": _TRANSFORM | bert_like.TOKEN,
+    "vectors": bare(HF, "model."),
     "token": _TRANSFORM | bert_like.TOKEN,
     "span": _TRANSFORM | bert_like.TOKEN,
 }

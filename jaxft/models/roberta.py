@@ -11,7 +11,7 @@ from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import Execution
 from jaxft.models import bert_like
-from jaxft.models.table import check_sizes, dense, read_fields, write_fields
+from jaxft.models.table import bare, check_sizes, dense, read_fields, write_fields
 
 MODEL_TYPE = "roberta"
 KIND = "encoder"
@@ -66,7 +66,9 @@ def _head(cfg: Config, head: str, outputs: int, embed: TextEmbed) -> Any:
         return bert_like.masked_lm_head(cfg, embed, cfg.d_model, "gelu")  # whatever `act` is
     if head == "sequence":
         return SequenceHead(cfg.d_model, outputs, act="tanh", drop=drop, init=Normal(cfg.init_std), drop_first=drop)
-    return bert_like.token_head(cfg, outputs, drop if head == "token" else 0.0)
+    if head == "multiple_choice":  # with the pooler of BERT, which the others have not
+        return SequenceHead(cfg.d_model, outputs, act="tanh", drop=cfg.dropout, init=Normal(cfg.init_std))
+    return bert_like.token_head(cfg, head, outputs, drop=drop)
 
 
 flops_per_token = bert_like.flops_per_token
@@ -79,6 +81,9 @@ HF_HEADS = {
     "masked_lm": bert_like.masked_lm("lm_head.dense", "lm_head.layer_norm", "lm_head.decoder", bias="lm_head.bias"),
     "sequence": dense("head/pooler", "classifier.dense", "P D -> D P")
     | dense("head/classifier", "classifier.out_proj", "C P -> P C"),
+    "multiple_choice": dense("head/pooler", "roberta.pooler.dense", "P D -> D P")
+    | dense("head/classifier", "classifier", "C P -> P C"),
+    "vectors": bare(HF, "roberta."),
     "token": bert_like.TOKEN,
     "span": bert_like.SPAN,
 }

@@ -26,6 +26,11 @@ def norm(path: str, name: str, *, bias: bool = True, letter: str = "D") -> Rows:
     return rows | {f"{path}/bias": (f"{name}.bias", letter)} if bias else rows
 
 
+def bare(rows: Rows, prefix: str) -> Rows:
+    """The rows of a trunk as a checkpoint without a head calls them."""
+    return {path: (name.removeprefix(prefix), layout) for path, (name, layout) in rows.items()}
+
+
 def read_fields(
     hf: Mapping[str, Any], fields: Mapping[str, str], fixed: Mapping[str, Any], *, harmless: Iterable[str] = ()
 ) -> dict[str, Any]:

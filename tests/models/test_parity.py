@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from tests import tiny
 
 pytestmark = pytest.mark.slow  # not one test is, but there are hundreds: the second Python is spared them
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-OUTPUTS = {"sequence": 5, "token": 5, "span": 2}
+OUTPUTS = {"sequence": 5, "token": 5, "span": 2, "multiple_choice": 1}
+WHOLE = ("sequence", "multiple_choice")  # heads that judge whole texts
 LENGTHS, LENGTH = (36, 21, 5), 40
 ANSWERS = "seq2seq_lm"  # the head whose logits are those of a text of its own
 DETECTION = "detection"  # the head with one logit a token
@@ -55,7 +57,10 @@ def case(request, tmp_path_factory):
     cfg = dataclasses.replace(cfg, **({"eps": 1e-3} if "eps" in vars(cfg) else {}))
     fields = {**family.config_to_hf(cfg), "num_labels": outputs(head), "attn_implementation": "eager"}
     torch.manual_seed(0)
-    model = getattr(transformers, family.HF_ARCHITECTURES[head])(transformers.AutoConfig.for_model(name, **fields))
+    architecture = getattr(transformers, family.HF_ARCHITECTURES[head])
+    # A pooler that is of no use to who asks for the vectors of tokens.
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(architecture).parameters else {}
+    model = architecture(transformers.AutoConfig.for_model(name, **fields), **options)
     if head == ANSWERS and cfg.tied is False:  # transformers 5 makes every T5 tied, but leaves one as it finds it
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
     with torch.no_grad():
@@ -145,6 +150,8 @@ def hub_inputs(case, batch):
         mask_BT = batch["target_segment"] > 0
         inputs["decoder_input_ids"] = np.where(mask_BT, batch["target_ids"], case.net.cfg.pad_id)
         inputs["decoder_attention_mask"] = mask_BT
+    if case.head == "multiple_choice":  # the texts are the choices of one question
+        inputs = {name: array[None] for name, array in inputs.items()}
     return {name: array.astype(np.int64) for name, array in inputs.items()}
 
 
@@ -158,6 +165,8 @@ def logits_of(output):
     """One array [B, ..., C] of what transformers gives; start and end are two outputs of a token."""
     import torch
 
+    if "last_hidden_state" in output:
+        return output.last_hidden_state
     return output.logits if "logits" in output else torch.stack([output.start_logits, output.end_logits], -1)
 
 
@@ -165,12 +174,13 @@ def expected(case, batch):
     import torch
 
     with torch.no_grad():
-        return logits_of(case.model(**to_torch(case, batch))).numpy()
+        logits = logits_of(case.model(**to_torch(case, batch))).numpy()
+    return logits.T if case.head == "multiple_choice" else logits
 
 
 def per_text(case, logits, batch):
     """The logits of each text in order: [C] of a sequence head, [tokens, C] of one over tokens."""
-    if case.head == "sequence":
+    if case.head in WHOLE:
         return [logits[row, slot] for row in range(len(logits)) for slot in range(batch["segment"][row].max())]
     segment = segment_of(case, batch)
     return [logits[row][segment[row] == slot + 1] for row in range(len(logits)) for slot in range(segment[row].max())]
@@ -180,7 +190,7 @@ def test_logits_equal_those_of_transformers_alone_packed_and_padded_on_the_left(
     forward, parts = jax.jit(case.net.forward), texts(case.family)
     alone = batch_of([[part] for part in parts])
     theirs = expected(case, alone)
-    theirs = per_text(case, theirs[:, None] if case.head == "sequence" else theirs, alone)
+    theirs = per_text(case, theirs[:, None] if case.head in WHOLE else theirs, alone)
     for batch in (alone, batch_of([parts[:1], parts[1:]]), batch_of([[part] for part in parts], before=4)):
         ours = per_text(case, np.asarray(forward(case.params, batch)), batch)
         for a, b in zip(ours, theirs, strict=True):
@@ -191,6 +201,8 @@ def labels_of(case, batch):
     """Labels of every text or token, a few of them ignored."""
     rng = np.random.default_rng(1)
     segment = segment_of(case, batch)
+    if case.head == "multiple_choice":
+        return np.array([1], np.int32)
     shape = (len(LENGTHS),) if case.head == "sequence" else segment.shape
     classes = case.net.cfg.vocab if case.head.endswith("_lm") else outputs(case.head)
     if case.head == DETECTION:  # 0 and 1, after those are left out that are 0 here
@@ -229,13 +241,14 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
 
     def loss(params):
         logits, own = case.net.forward_with_losses(params, batch, None)
-        wanted = jnp.asarray(labels[:, None] if case.head == "sequence" else labels)
+        wanted = jnp.asarray(labels[:, None] if case.head in WHOLE else labels)
         weights = jnp.ones(wanted.shape)
         if isinstance(logits, VocabLogits):
             task = logits.cross_entropy(wanted, weights)
         elif case.head == DETECTION:
             task = {"loss": sigmoid_binary_cross_entropy(logits[..., None], wanted[..., None], wanted != IGNORE)}
         else:
+            logits = logits.reshape(1, 1, -1) if case.head == "multiple_choice" else logits
             task = {"loss": softmax_cross_entropy(logits, wanted, weights)}
         total, weight = with_losses(task, own)["loss"]
         return total / weight
