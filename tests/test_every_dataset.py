@@ -11,6 +11,7 @@ from jaxft.data.source import Dataset
 from jaxft.registry import call
 
 SECTIONS = {
+    "docchat": dict(data_dir=""),
     "docstrings": dict(data_dir=""),
     "tfds": dict(builder="tiny", train="train", validation="train[:50%]", test=""),
     "files": dict(validation="", test="", holdout=0.2),
@@ -76,6 +77,10 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
             again = split.rows[index]
             if "tokens" in row:
                 assert row == again and len(row["tokens"]) == len(row["tags"]) and split.where(index)
+                continue
+            if "messages" in row:
+                said = [message["content"] for message in row["messages"]]
+                assert row == again and len(said) % 2 == 0 and all(said) and split.where(index)
                 continue
             assert type(row["label"]) in (int, str) and ({"text", "image"} & row.keys())
             assert all(np.array_equal(again[name], value) for name, value in row.items()) and split.where(index)

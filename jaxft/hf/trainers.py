@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxft import disk
+from jaxft.hf.chat import FILE as TEMPLATE
 from jaxft.hf.tokenizer import CONFIG, SENTINEL, TOKENIZER, TextEncoder, load
 from jaxft.registry import UserError
 
 TRAINERS = {
     "wordpiece": "jaxft.hf.trainers:wordpiece",
     "bpe": "jaxft.hf.trainers:bpe",
+    "chat": "jaxft.hf.trainers:chat",
     "char": "jaxft.hf.trainers:char",
     "sentinels": "jaxft.hf.trainers:sentinels",
 }
@@ -84,6 +86,31 @@ def sentinels(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path
     special = {"pad_token": "<pad>", "eos_token": "</s>"}
     marks = [SENTINEL.format(i) for i in range(100)]
     return _write(_byte_pairs(texts, vocab, lowercase, [*special.values(), *marks]), folder, FAST, special, positions)
+
+
+# Writes <|user|>hello<|end|><|assistant|>hi<|end|>, with tools as JSON before the first turn.
+CHAT = """\
+{%- if tools %}{{ '<|tools|>' + tools | tojson + '<|end|>' }}{% endif %}
+{%- for message in messages %}
+{%- set role = 'system' if message.role == 'developer' else message.role %}
+{{- '<|' + role + '|>' }}
+{%- if role == 'assistant' %}
+{%- generation %}{{ message.content }}
+{%- for call in message.tool_calls or [] %}{{ '<|call|>' + call.function | tojson }}{% endfor %}
+{{- '<|end|>' }}{% endgeneration %}
+{%- else %}{{ message.content + '<|end|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}
+"""
+MARKS = tuple(f"<|{name}|>" for name in ("system", "user", "assistant", "tool", "tools", "call"))
+
+
+def chat(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512) -> TextEncoder:
+    """As `bpe`, with special tokens for who speaks and for the end of a turn, and a chat template that writes them."""
+    special = {"pad_token": "<|pad|>", "eos_token": "<|end|>"}
+    tokenizer = _byte_pairs(texts, vocab, lowercase, [*special.values(), *MARKS])
+    return _write(tokenizer, folder, FAST, special, positions, {TEMPLATE: CHAT})
 
 
 def _byte_pairs(texts: Iterable[str], vocab: int, lowercase: bool, special: list[str]) -> Any:

@@ -15,6 +15,7 @@ from jaxft.registry import UserError, lookup
 
 INPUTS = {
     "text": "jaxft.inputs.text",
+    "chat": "jaxft.inputs.chat",
     "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
     "words": "jaxft.inputs.words",
@@ -23,7 +24,7 @@ INPUTS = {
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return ("image",) if family.KIND == "vision" else ("text", "corpus", "words")
+    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "words")
 
 
 def of(task: Any, family: Any) -> Any:

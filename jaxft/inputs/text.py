@@ -128,8 +128,8 @@ def packed(
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
         if counts["dropped"]:
-            listed = caches[name].folder / "dropped_rows.json"
-            say(f"{name}: {counts['dropped']:,} rows left out (all in {listed}):\n{quoted(caches[name].dropped)}")
+            listed, left = caches[name].folder / "dropped_rows.json", quoted(caches[name].dropped)
+            say(f"{name}: {counts['dropped']:,} of {counts['rows']:,} rows left out (listed in {listed}):\n{left}")
     return caches, plans
 
 

@@ -23,7 +23,7 @@ def bits_per_byte(loss_sum: float, size: float) -> float:
 
 
 class LanguageMeter(Meter):
-    """`metrics`: which of its scores are told. Each token counts once; `examples` are rows."""
+    """`metrics`: which of its scores are told. Each token counts once; `examples` are chats, rows of a corpus."""
 
     def __init__(self, metrics: tuple[str, ...]):
         super().__init__()
@@ -33,7 +33,7 @@ class LanguageMeter(Meter):
     def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
         self.add_loss(*(float(x) for x in sums["loss"]), examples=int((seen["example"] >= 0).sum()))
         self.hits += float(sums["accuracy"][0])
-        self.bytes += float(seen["bytes"].astype(np.float64).sum())
+        self.bytes += float(seen["bytes"].astype(np.float64).sum()) if "bytes" in seen else 0.0
 
     def result(self) -> dict[str, float]:
         if not self.weight:
@@ -47,7 +47,8 @@ class LanguageMeter(Meter):
         return {name: scores[name] for name in self.metrics}
 
     def report(self) -> dict[str, Any]:
-        return {"tokens": int(self.weight), "bytes": round(self.bytes), **self.result()}
+        size = {"bytes": round(self.bytes)} if self.bytes else {"examples": self.examples}
+        return {"tokens": int(self.weight), **size, **self.result()}
 
     def table(self) -> str:
         return table.scores(self.report())

@@ -11,6 +11,7 @@ from jaxft.registry import UserError, check_options, lookup
 
 TASKS = {
     "causal_lm": "jaxft.tasks.causal_lm:CausalLm",
+    "chat": "jaxft.tasks.chat:Chat",
     "cls": "jaxft.tasks.cls:Cls",
     "image_cls": "jaxft.tasks.image_cls:ImageCls",
     "masked_lm": "jaxft.tasks.masked_lm:MaskedLm",

@@ -1,0 +1,119 @@
+"""Conversations: a chat template, a tokenizer, and rows packed with several conversations."""
+
+import datetime
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxft import cache
+from jaxft.config import Config
+from jaxft.data import tokens
+from jaxft.data.token_writer import LeftOut
+from jaxft.hf import chat, tokenizer, turns
+from jaxft.inputs import text
+from jaxft.inputs.base import Say, read
+from jaxft.registry import BadRow, UserError
+from jaxft.tasks import Example
+
+placeholders = text.placeholders
+
+
+def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
+    """As text.prepare, of conversations. Raises UserError also where there is no chat template."""
+    length = text.checked_length(config, cfg)
+    task, dataset = read(config, hf_folder, say)
+    train = dataset.splits["train"]
+    encoder = text.encoder_of(config, task, train, folder, hf_folder, say)
+    template = chat.Template(hf_folder or folder, task.template, functools.partial(_midnight, _day(task.date)))
+    example = functools.partial(_example, task, template, ends_of(encoder))
+    _warn_where_nothing_ends(example, train, ends_of(encoder), say)
+    caches, plans = text.packed(
+        config,
+        dataset,
+        lambda split: tokens.build(
+            split,
+            example,
+            functools.partial(_encode, encoder, length, task.too_long),
+            key={
+                "tokenizer": encoder.fingerprint,
+                "template": template.identity,
+                "task": repr(task),
+                "length": str(length),
+            },
+            folder=str(cache.private_dir("tokens")),
+            on_bad=config.input.on_bad,
+        ),
+        say,
+        "tokens of the assistant",
+    )
+    return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
+
+
+def ends_of(encoder: tokenizer.TextEncoder) -> tuple[str, ...]:
+    """The texts of special tokens, one of which ends a turn."""
+    added = encoder.tokenizer.get_added_tokens_decoder().values()
+    return tuple(token.content for token in added if token.special)
+
+
+def _example(task: Any, template: chat.Template, ends: Sequence[str], row: Mapping[str, Any]) -> Example:
+    pieces = template.pieces(task.messages(row), task.tools_of(row), last=task.turns == "last", ends=ends)
+    return Example(pieces, None, None)
+
+
+def _encode(
+    encoder: tokenizer.TextEncoder, length: int, too_long: str, texts: Sequence[tuple[Any, str | None]]
+) -> list[turns.EncodedTurns | LeftOut]:
+    made = turns.encode(encoder, [pieces for pieces, _ in texts], length)
+    return [_unless_left_out(one, length, too_long) for one in made]
+
+
+def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> turns.EncodedTurns | LeftOut:
+    learned = (one.labels != tokenizer.NO_LABEL).any()
+    if one.truncated and too_long != "cut":
+        reason = f"has {one.whole:,} tokens, more than input.length={length}"
+    elif one.truncated and not learned:
+        reason = f"has {one.whole:,} tokens, and the assistant says nothing in the first {length}"
+    elif not learned:
+        return LeftOut((), (), False, "what the assistant says has no tokens", bad=True)
+    else:
+        return one
+    return LeftOut((), (), False, reason, bad=too_long == "stop")
+
+
+def _warn_where_nothing_ends(example: Callable[[Any], Example], split: Any, ends: Sequence[str], say: Say) -> None:
+    """Says so where the first conversation has no token that ends what the assistant says."""
+    for i in range(len(split.rows)):
+        try:
+            learned = example(split.rows[i]).text[1::2]
+        except BadRow:
+            continue  # counted, or refused, when the token cache is built
+        if not learned[-1].rstrip().endswith(tuple(ends)):
+            say(
+                f"{split.where(i)}: what the assistant says does not end with a special token ({learned[-1][-20:]!r}): "
+                "the model will not learn where to stop. See task.template"
+            )
+        return
+
+
+def _day(date: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(date)
+    except ValueError:
+        raise UserError(f"task.date={date!r} must be a day as year-month-day, such as '2026-01-31'") from None
+
+
+def _midnight(day: datetime.date) -> datetime.datetime:
+    return datetime.datetime.combine(day, datetime.time())
+
+
+def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:
+    """Writes tokenizer and chat template of a run into an export."""
+
+    def write(target: Path) -> None:
+        tokenizer.copy_files(hf_folder or folder, target, config.input.length)
+        if config.task["template"]:
+            source = chat.Template(hf_folder or folder, config.task["template"]).source
+            (target / chat.FILE).write_text(source, encoding="utf-8", newline="\n")
+
+    return write
