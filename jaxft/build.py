@@ -50,6 +50,7 @@ class Network:
     activations: sharding.Rules
     how: Execution
     unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
+    companions: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # companions.py; most networks have none
 
     def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """The head's logits in float32, such as logits_BSC; for use inside jit."""
@@ -65,7 +66,7 @@ class Network:
         The latter is name -> (sum, weight).
         """
         with self.tracing():
-            logits, losses = nnx.merge(self.structure, params)(batch, key)
+            logits, losses = nnx.merge(self.structure, self.own(params))(batch, key)
         if isinstance(logits, VocabLogits):
             logits = dataclasses.replace(logits, vocab=self.cfg.vocab)
         return logits, losses
@@ -90,6 +91,17 @@ class Network:
         if "decoder" in params:
             return params | {"decoder": params["decoder"] | {"blocks": apart(params["decoder"]["blocks"])}}
         return params | {"blocks": apart(params["blocks"])}
+
+    def own(self, params: Any) -> Any:
+        """`params` of a run without the branches of companions."""
+        return {name: branch for name, branch in params.items() if name not in self.companions}
+
+    @property
+    def tree(self) -> Any:
+        """Shapes, dtypes and shardings of all parameters of a run, nested: its own and those of who trains along."""
+        along = {name: beside for name, beside in self.companions.items() if beside.wish.trained}
+        branches = {name: beside.apart(unflatten_dict(beside.net.abstract, sep="/")) for name, beside in along.items()}
+        return unflatten_dict(self.abstract, sep="/") | branches
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:

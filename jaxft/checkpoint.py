@@ -137,10 +137,11 @@ class Checkpoints:
         self._damaged = {step for step in self.steps() if found < step}
         return None if found == _NONE else found
 
-    def restore(self, step: int, abstract: Any) -> Any:
+    def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Any:
         """The state of `step`, shaped, placed and sharded as `abstract` (pytree of ShapeDtypeStruct) says.
 
-        Any mesh will do. Raises UserError for a missing or damaged step, or one that holds other arrays.
+        Any mesh will do. `partial`: what else the step holds, such as companions of the network, is left out.
+        Raises UserError for a missing or damaged step, or one that holds other arrays.
         """
         if step not in self.steps():
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has: {self._listed()}")
@@ -150,8 +151,13 @@ class Checkpoints:
             if trouble:
                 raise UserError(f"the checkpoint of step {step} is damaged: {trouble}; steps: {self._listed()}")
         wanted = _flatten(abstract)
-        _check_same(folder, self._record(step)["state"], {name: _describe(x) for name, x in wanted.items()})
-        arrays = ocp.load(str(folder / "state"), wanted)
+        stored = self._record(step)["state"]
+        if partial:
+            stored = {name: text for name, text in stored.items() if name in wanted}
+        _check_same(folder, stored, {name: _describe(x) for name, x in wanted.items()})
+        loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            arrays = ocp.load(str(folder / "state"), wanted)
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
     def meta(self, step: int) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, An
         rules=config.sharding,
         mesh=mesh,
     )
-    params = state.weights(checkpoints.restore(step, state.plan(net, config, None).abstract))
+    params = state.weights(checkpoints.restore(step, state.plan(net, config, None).abstract, partial=True))
     checkpoints.close()
     return net, params, model, step
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxft import report, runfolder, state
@@ -17,33 +18,34 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     meter = run.score(split, trained)
     results, details = meter.result(), meter.report()
     run.say(f"\n{split} split, step {step:,}\n{meter.table()}")
-    text = card.model_card(
-        name=run.folder.path.name,
-        base_model=run.config.model.hf,
-        head=run.net.head,
-        images=run.net.family.KIND == "vision",
-        labels=run.task.hf_config().get("id2label", {}),
-        dataset=card.dataset_name(run.config.data, split),
-        split=split,
-        results=results,
-        config=raw,
-        measured_in=run.config.model.param_dtype,
-        dtype=run.config.model.param_dtype,
-    )
-    folder.write(
-        run.folder.hf,
-        run.net,
-        state.weights(trained),
-        task=run.task.hf_config(),
-        beside=run.reader.beside(run.config, run.net.cfg, run.folder.tokenizer, run.inputs.hf_folder),
-        source=run.inputs.hf_folder,
-        dtype=run.config.model.param_dtype,
-        card=text,
-    )
+    params = state.weights(trained)
+
+    def export(target: Path, net: Any, own: Any, task: Mapping[str, Any], base: str, source: Path | None) -> None:
+        text = card.model_card(
+            name=run.folder.path.name,
+            base_model=base,
+            head=net.head,
+            images=net.family.KIND == "vision",
+            labels=task.get("id2label", {}),
+            dataset=card.dataset_name(run.config.data, split),
+            split=split,
+            results=results,
+            config=raw,
+            measured_in=run.config.model.param_dtype,
+            dtype=run.config.model.param_dtype,
+        )
+        beside = run.reader.beside(run.config, net.cfg, run.folder.tokenizer, run.inputs.hf_folder)
+        dtype = run.config.model.param_dtype
+        folder.write(target, net, own, task=task, beside=beside, source=source, dtype=dtype, card=text)
+
+    for name, also in run.net.companions.items():
+        if also.wish.export:
+            target, whole = run.folder.hf.with_name(f"hf-{name}"), also.whole(params[name], params)
+            export(target, also.net, whole, {}, also.wish.hf, also.folder)
+    export(run.folder.hf, run.net, run.net.own(params), run.task.hf_config(), run.config.model.hf, run.inputs.hf_folder)
     lines = (run.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     report.render(run.folder.path, config=raw, history=[json.loads(line) for line in lines], results=details | results)
-    identity = run.inputs.identity()
-    record = {"split": split, "step": step, **results, "details": details, "inputs": identity}
+    record = {"split": split, "step": step, **results, "details": details, "inputs": run.identity}
     runfolder.write_json(run.folder.report, json_numbers(record))
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
     run.say(

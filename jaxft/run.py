@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxft import build, inputs, memory, runfolder, scoring, sharding, state
+from jaxft import build, companions, inputs, memory, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
 from jaxft.data import DATASETS
@@ -64,12 +64,16 @@ class Run:
         self._check_mesh()
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
         hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
-        self.reader, cfg = self._rehearse(hf_folder)
+        self.reader, cfg, folders = self._rehearse(hf_folder)
+        if hf_folder is None:
+            companions.lend_tokenizer(folders, folder.tokenizer, config.input.length)
         self.inputs = self.reader.prepare(config, cfg, folder.tokenizer, hf_folder, say)
         self.task = self.inputs.task
         self.cadence = self._cadence()
-        self.net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)
+        net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)
+        self.net = companions.attach(net, self.task, folders, config)
         self.inputs.check(self.net.cfg)
+        companions.check_inputs(self.net, self.inputs, config.input.length)
         for text in self.net.unsharded:
             say(f"not sharded, does not divide: {text}")
         self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)
@@ -77,10 +81,13 @@ class Run:
         groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
         frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
+        for name, beside in self.net.companions.items():
+            say(f"{name}: {beside.parameters:,} parameters, which {'train along' if beside.wish.trained else 'stay'}")
         self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
         self.checkpoints.preflight(nbytes(self.plan.abstract))
         self.tracker = Tracker()
         self.state, self.step = self._restore_or_init()
+        self.given = companions.given(self.net, config.seed)
         self.train_step, self.eval_step = self._compile()
 
     def _check_mesh(self) -> None:
@@ -107,23 +114,25 @@ class Run:
                 )
         self.say(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}; mesh " + _shape(mesh))
 
-    def _rehearse(self, hf_folder: Path | None) -> tuple[Any, Any]:
+    def _rehearse(self, hf_folder: Path | None) -> tuple[Any, Any, companions.Folders]:
         """Builds task, network and optimizer without data: a wrong option is refused in seconds, not after minutes.
 
         What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in that refuses nothing. Returns
-        the module that reads the inputs, and the network's Config as far as it is known.
+        the module that reads the inputs, the network's Config as far as it is known, and the companions' folders.
         """
         config = self.config
         bind(DATASETS, config.data, "data")
         task = call(TASKS, config.task, "task")
         reader = inputs.of(task, build.family_of(config.model, _config_of(hf_folder)))
         net = self._network(task.head, 2, hf_folder, **reader.placeholders(config))
+        folders = companions.resolve(task, started=self.folder.started())
+        net = companions.attach(net, task, folders, config)
         total = steps(config.train.duration, "train.duration", per_epoch=1e6)
         count = functools.partial(steps, config.schedule["warmup"], "schedule.warmup")
         # A warm-up in epochs is as short as it can be without being none, which some schedules refuse.
         warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
         state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
-        return reader, net.cfg
+        return reader, net.cfg, folders
 
     def _cadence(self) -> Cadence:
         config = self.config
@@ -168,9 +177,9 @@ class Run:
             )
             for text in said:
                 self.say(text)
-            return self.plan.make(params), 0
+            return self.plan.make(companions.start(self.net, params, self.config.seed, self.say)), 0
         meta = self.checkpoints.meta(step)
-        identity = self.inputs.identity()
+        identity = self.identity
         changed = [key for key, value in meta["identity"].items() if identity.get(key, "absent") != value]
         if not all(runfolder.covered(key, self.allow) for key in changed):
             raise UserError(
@@ -189,7 +198,8 @@ class Run:
         task, net = self.task, self.net
         step = state.training_step(net, task, self.plan, self.config)
         started = time.perf_counter()
-        compiled = step.lower(self.plan.abstract, self._abstract_batch("train", self.config.train.batch)).compile()
+        batch = self._abstract_batch("train", self.config.train.batch)
+        compiled = step.lower(self.plan.abstract, batch, self.given).compile()
         self.say(memory.describe(compiled, time.perf_counter() - started))
         memory.check(compiled, self.mesh)
         return compiled, state.evaluation_step(net, task)
@@ -200,6 +210,11 @@ class Run:
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.batch_sharding)
             for name, array in one.items()
         }
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What must be the same for a resumed run to compute the same."""
+        return self.inputs.identity() | companions.identity(self.net)
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update that follows `step` updates."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import unflatten_dict
 
 from jaxft import sharding
 from jaxft.build import Network
@@ -45,7 +44,7 @@ def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
 
     Who only reads states gives None as `schedule`: it decides how steps are taken, not what a state holds.
     """
-    tree = unflatten_dict(net.abstract, sep="/")
+    tree = net.tree
     mask = masks.trainable(tree, config.train.freeze)
     trained, _ = masks.split(tree, mask)
     tx = call(
@@ -67,15 +66,23 @@ def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
 
 
 def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
-    """The jitted step (state, batch) -> (state, sums): sums are replicated, the old state is given away."""
+    """The jitted step (state, batch, given) -> (state, sums): sums are replicated, the old state is given away.
 
-    def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        with net.tracing():
-            logits, losses = net.forward_with_losses(masks.join(params, frozen), batch, key)
-            return with_losses(task.loss(logits, batch), losses)
-
+    `given`: the parameters of companions that only answer (companions.py); {} of ordinary tasks.
+    """
     train = config.train
-    step = make_train_step(loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema)
+
+    def step(state: TrainState, batch: Any, given: Any) -> Any:
+        def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
+            with net.tracing():
+                logits, losses = _forward(net, task, masks.join(params, frozen), given, batch, key)
+                return with_losses(task.loss(logits, batch), losses)
+
+        update = make_train_step(
+            loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema
+        )
+        return update(state, batch)
+
     where = jax.tree.map(lambda leaf: leaf.sharding, plan.abstract)
     return jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(net.mesh)))
 
@@ -85,10 +92,17 @@ def evaluation_step(net: Network, task: Any) -> Any:
 
     def evaluate(params: Any, batch: Any) -> tuple[Any, Any]:
         with net.tracing():
-            logits, _ = net.forward_with_losses(params, batch, None)
+            logits, _ = _forward(net, task, params, {}, batch, None)
             return task.loss(logits, batch), task.seen(logits, batch)
 
     return jax.jit(evaluate, out_shardings=sharding.replicated(net.mesh))
+
+
+def _forward(net: Network, task: Any, params: Any, given: Any, batch: Any, key: Any) -> Any:
+    """(logits, losses of the network's own); of several networks as the task asks them."""
+    if net.companions:
+        return task.forward(net, params, given, batch, key)
+    return net.forward_with_losses(params, batch, key)
 
 
 def with_losses(sums: Any, losses: Any) -> Any:

@@ -10,6 +10,12 @@ import jax
 from jaxft.chips import peak_flops
 
 
+def _flops(net: Any, attended: float, read: float) -> float:
+    """Model FLOPs of a token of which so many others are `attended`, forward and backward, with a head of words."""
+    words = 6 * read * net.cfg.vocab * net.cfg.d_model if net.head.endswith("_lm") else 0.0
+    return net.family.flops_per_token(net.cfg, attended, read) + words
+
+
 class Throughput:
     """Collects the sums of each step without waiting for it; `flush` divides once."""
 
@@ -18,9 +24,10 @@ class Throughput:
         batch = run.config.train.batch
         self.examples_per_step = len(lengths) / rows * batch
         self.tokens_per_step = float(lengths.sum()) / rows * batch
-        self.flops_per_token = run.net.family.flops_per_token(run.net.cfg, run.inputs.attended, run.task.read)
-        if run.net.head.endswith("_lm"):
-            self.flops_per_token += 6 * run.task.read * run.net.cfg.vocab * run.net.cfg.d_model
+        self.flops_per_token = _flops(run.net, run.inputs.attended, run.task.read)
+        for beside in run.net.companions.values():  # who only answers goes forward alone, a third of the work
+            whole = _flops(beside.net, run.inputs.attended, beside.wish.read)
+            self.flops_per_token += whole if beside.wish.trained else whole / 3
         self.flops_text = run.net.family.Model.FLOPS_PER_TOKEN
         peak = peak_flops(run.mesh.devices.flat[0])
         self.peak = peak * run.mesh.size if peak else None

@@ -66,7 +66,7 @@ def loop(run: Run, writer: Writer) -> None:
     if measure.peak:
         run.say(measure.formula())
     while run.step < cadence.total and not _out_of_patience(run):
-        run.state, sums = run.train_step(run.state, next(feed))
+        run.state, sums = run.train_step(run.state, next(feed), run.given)
         run.step += 1
         step, last = run.step, run.step == cadence.total
         measure.add(step, sums)
@@ -189,7 +189,7 @@ def _save(run: Run, best: bool) -> None:
         "task": run.task.hf_config(),
     }
     meta = {
-        "identity": run.inputs.identity(),
+        "identity": run.identity,
         "tracker": dataclasses.asdict(run.tracker),
         "model": model,
     }

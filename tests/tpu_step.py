@@ -63,7 +63,7 @@ def compiled_step(name, sizes):
     options = dict(head=task.head, outputs=task.outputs, model=config.model, rules=config.sharding, mesh=on)
     net = build.network(family, cfg, **options)
     plan = state.plan(net, config, state.schedule(config, total=6000, warmup=360))
-    return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on)).compile(), config
+    return state.training_step(net, task, plan, config).lower(plan.abstract, batch(config, on), {}).compile(), config
 
 
 def batch(config, on):

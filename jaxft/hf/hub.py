@@ -16,10 +16,11 @@ UNWANTED = ["*/*"]
 CONNECT_SECONDS = 1.0
 
 
-def resolve(name_or_folder: str, *, weights: bool = True) -> Path:
+def resolve(name_or_folder: str, *, weights: bool = True, field: str = "model.hf") -> Path:
     """The local folder of that path, else the snapshot of that hub id (`google-bert/bert-base-cased`).
 
-    With `weights` one without safetensors is refused: at once, not after the data have been read.
+    With `weights` one without safetensors is refused: at once, not after the data have been read. `field` is the
+    config's, for messages.
 
     An unreachable hub is noticed within two seconds; a copy in the hub's cache is then used. Raises UserError for a
     folder that does not exist, an id that the hub does not know or does not give out, and a hub that does not answer.
@@ -27,9 +28,9 @@ def resolve(name_or_folder: str, *, weights: bool = True) -> Path:
     folder = Path(name_or_folder).expanduser()
     local = folder.is_dir()
     if not local and not _is_hub_id(name_or_folder):
-        raise UserError(f"model.hf={name_or_folder!r}: no such folder (looked in {folder.absolute().parent})")
+        raise UserError(f"{field}={name_or_folder!r}: no such folder (looked in {folder.absolute().parent})")
     if not local:
-        folder = _snapshot(name_or_folder, weights)
+        folder = _snapshot(name_or_folder, weights, field)
     if weights and not files.has_weights(folder):
         raise UserError(files.no_weights(folder, "" if local else name_or_folder))
     return folder
@@ -41,7 +42,7 @@ def _is_hub_id(name: str) -> bool:
     return re.fullmatch(f"({part}/)?{part}", name, re.ASCII) is not None and not Path(name).exists()
 
 
-def _snapshot(name: str, weights: bool) -> Path:
+def _snapshot(name: str, weights: bool, field: str) -> Path:
     # Imported here: half a second that a local folder need not pay.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub import errors as hub
@@ -57,11 +58,11 @@ def _snapshot(name: str, weights: bool) -> Path:
         return folder
     except hub.GatedRepoError:
         raise UserError(
-            f"model.hf={name!r} is gated: accept its terms on {constants.ENDPOINT}/{name}, then set HF_TOKEN"
+            f"{field}={name!r} is gated: accept its terms on {constants.ENDPOINT}/{name}, then set HF_TOKEN"
         ) from None
     except hub.RepositoryNotFoundError:
         raise UserError(
-            f"model.hf={name!r} is neither a folder here nor a model on {constants.ENDPOINT};"
+            f"{field}={name!r} is neither a folder here nor a model on {constants.ENDPOINT};"
             " check the spelling, or set HF_TOKEN if it is private"
         ) from None
     except hub.LocalEntryNotFoundError as error:
@@ -69,12 +70,12 @@ def _snapshot(name: str, weights: bool) -> Path:
         if isinstance(error.__cause__, hub.HfHubHTTPError):
             why = f"{constants.ENDPOINT} answered {error.__cause__.response.status_code}"
         raise UserError(
-            f"model.hf={name!r} is neither a folder here nor complete in the hub cache ({constants.HF_HUB_CACHE}), and"
+            f"{field}={name!r} is neither a folder here nor complete in the hub cache ({constants.HF_HUB_CACHE}), and"
             f" {why}; give a local folder, or try again with a network"
         ) from None
     except OSError as error:  # the errors of the hub's client among them, of which the text may hold signed addresses
         reason = error.strerror or type(error).__name__
-        raise UserError(f"model.hf={name!r}: downloading to {constants.HF_HUB_CACHE} failed: {reason}") from None
+        raise UserError(f"{field}={name!r}: downloading to {constants.HF_HUB_CACHE} failed: {reason}") from None
 
 
 def _answers(endpoint: str) -> bool:

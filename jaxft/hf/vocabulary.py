@@ -38,3 +38,17 @@ def of(encoder: TextEncoder) -> Vocabulary:
     marks = itertools.takewhile(ids.__contains__, map(SENTINEL.format, itertools.count()))
     sentinels = tuple(ids[mark] for mark in marks)
     return Vocabulary(encoder.named.get("mask_token"), encoder.named.get("eos_token"), sentinels, special_V, begins_V)
+
+
+def difference(ours: TextEncoder, theirs: TextEncoder) -> str:
+    """In what two tokenizers do not read texts alike, in words; "" where they do."""
+    mine, other = (encoder.tokenizer.get_vocab(with_added_tokens=True) for encoder in (ours, theirs))
+    if mine != other:
+        token = next(token for token in (*mine, *other) if mine.get(token) != other.get(token))
+        ids = " and ".join(
+            f"{vocab.get(token, 'unknown')} {where}" for vocab, where in ((other, "there"), (mine, "here"))
+        )
+        return f"of {len(other):,} entries there and {len(mine):,} here {token!r} is {ids}"
+    mine, other = (json.loads(encoder.tokenizer.to_str()) for encoder in (ours, theirs))
+    steps = ("normalizer", "pre_tokenizer", "model", "post_processor")
+    return next((f"the {step.replace('_', '-')} is another" for step in steps if mine[step] != other[step]), "")

@@ -36,6 +36,27 @@ class VocabLogits:
         table_VD = _whole_rows(self.table_VD, self.x_BLD.dtype)
         return constrain(_logits(self.x_BLD, table_VD, self.bias_V, self.softcap), "BLV")[..., : self.vocab]
 
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A word for each token, drawn by its probability, int32 [B, L]. No gradient goes through the choice.
+
+        Each token has a key of its own: what is drawn depends neither on the pieces nor on the mesh.
+        """
+        x_BLD, table_VD, bias_V = jax.lax.stop_gradient((self.x_BLD, self.table_VD, self.bias_V))
+        table_VD = _whole_rows(table_VD, x_BLD.dtype)
+        B, L, _ = x_BLD.shape
+        bits_BL2 = jax.random.key_data(jax.random.split(key, (B, L)))
+
+        def draw(_: None, piece: Any) -> tuple[None, jax.Array]:
+            x, bits = piece
+            logits_BLV = constrain(_logits(x, table_VD, bias_V, self.softcap), "BLV")
+            word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
+            keys = jax.random.wrap_key_data(bits)
+            noise_BLV = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BLV.shape[2:])))(keys)
+            return None, jnp.argmax(jnp.where(word_V < self.vocab, logits_BLV + noise_BLV, -jnp.inf), axis=-1)
+
+        _, drawn_NBL = jax.lax.scan(draw, None, _pieces(table_VD.shape[0], x_BLD, bits_BL2))
+        return jnp.moveaxis(drawn_NBL, 0, 1).reshape(B, -1)[:, :L].astype(jnp.int32)
+
     def cross_entropy(
         self, labels_BL: jax.Array, weights_BL: jax.Array, *, smoothing: float = 0.0, z: float = 0.0
     ) -> Sums:
@@ -138,7 +159,7 @@ def _summed(
         return jax.tree.map(jnp.add, total, _loss(how, x, table_VD, bias_V, labels, weights)), None
 
     zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(add, (zero, zero), _pieces(x_BLD, labels_BL, weights_BL, table_VD.shape[0]))[0]
+    return jax.lax.scan(add, (zero, zero), _pieces(table_VD.shape[0], x_BLD, labels_BL, weights_BL))[0]
 
 
 def _summed_forward(
@@ -169,7 +190,7 @@ def _summed_forward(
         jax.tree.map(lambda bias: jnp.zeros(bias.shape, jnp.float32), bias_V),
     )
     (sums, g_table_VD, g_bias_V), g_NBLD = jax.lax.scan(
-        add, start, _pieces(x_BLD, labels_BL, weights_BL, table_VD.shape[0])
+        add, start, _pieces(table_VD.shape[0], x_BLD, labels_BL, weights_BL)
     )
     g_BLD = jnp.moveaxis(g_NBLD, 0, 1).reshape(x_BLD.shape[0], -1, x_BLD.shape[2])[:, : x_BLD.shape[1]]
     like = jax.tree.map(lambda leaf: jnp.zeros((0,), leaf.dtype), (x_BLD, table_VD, bias_V))
@@ -185,9 +206,12 @@ def _summed_backward(how: _How, saved: Any, given: tuple[jax.Array, jax.Array]) 
 _summed.defvjp(_summed_forward, _summed_backward)
 
 
-def _pieces(x_BLD: jax.Array, labels_BL: jax.Array, weights_BL: jax.Array, words: int) -> Any:
-    """The arrays cut along L, [N, B, L / N, ...], filled up by tokens without weight."""
-    B, L, _ = x_BLD.shape
+def _pieces(words: int, *arrays_BL: jax.Array) -> Any:
+    """The arrays [B, L, ...] cut along L, [N, B, L / N, ...], filled up by 0.
+
+    `words` are the logits of a token: those of a piece fit.
+    """
+    B, L = arrays_BL[0].shape[:2]
     active = sharding.active()
     shared = 1 if active is None else sharding.batch_shards(active.mesh, active.rules)
     shared *= 1 if active is None else sharding.pieces("V", active.rules, active.mesh)
@@ -200,4 +224,4 @@ def _pieces(x_BLD: jax.Array, labels_BL: jax.Array, weights_BL: jax.Array, words
         pieces = jnp.moveaxis(padded.reshape(B, n, size, *array.shape[2:]), 1, 0)
         return constrain(pieces, "_BLD"[: pieces.ndim])
 
-    return cut(x_BLD), cut(labels_BL), cut(weights_BL)
+    return tuple(map(cut, arrays_BL))

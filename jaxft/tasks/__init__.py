@@ -13,6 +13,7 @@ TASKS = {
     "causal_lm": "jaxft.tasks.causal_lm:CausalLm",
     "chat": "jaxft.tasks.chat:Chat",
     "cls": "jaxft.tasks.cls:Cls",
+    "detection": "jaxft.tasks.detection:Detection",
     "image_cls": "jaxft.tasks.image_cls:ImageCls",
     "masked_lm": "jaxft.tasks.masked_lm:MaskedLm",
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
@@ -36,6 +37,19 @@ class Picture(NamedTuple):
 
     image: Any  # the name of a file, its bytes, or uint8 [rows, columns(, channels)]
     label: int | None
+
+
+class Companion(NamedTuple):
+    """A network that a task asks for beside its own (jaxft/companions.py)."""
+
+    hf: str  # hub id or folder to begin with; "": random weights, of what the task declares
+    field: str  # of the config, for messages
+    head: str
+    outputs: int
+    trained: bool  # along with the other, or only asked
+    shares: str = ""  # what the paths of parameters begin with that are the other network's
+    read: float = 0.0  # share of a row's tokens whose vectors its head is given
+    export: bool = False  # as a folder of its own, hf-<name>
 
 
 OF_TOKENS = "ForTokenClassification"  # how the architectures end that have a token head

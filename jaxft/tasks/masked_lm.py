@@ -11,8 +11,6 @@ import numpy as np
 from jaxft.registry import UserError
 from jaxft.tasks.corpus import CorpusTask
 
-REPLACED, RANDOM = 0.8, 0.1  # of the chosen tokens: by the mask, by any token; the others stay
-
 Batch = dict[str, np.ndarray]
 
 
@@ -26,6 +24,9 @@ class MaskedLm(CorpusTask):
     rate: float
     whole_words: bool
 
+    # Shares of the chosen tokens that become the mask, and any token; the others stay.
+    masked: ClassVar[float] = 0.8
+    random: ClassVar[float] = 0.1
     head: ClassVar[str] = "masked_lm"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
 
@@ -47,7 +48,7 @@ class MaskedLm(CorpusTask):
         """
         if vocabulary.mask_id is None:
             raise UserError(
-                "task.name='masked_lm', but the tokenizer has no mask token; use the tokenizer of an encoder, or "
+                "the task hides tokens, but the tokenizer has no mask token; use the tokenizer of an encoder, or "
                 "--config.task.name=causal_lm"
             )
         ordinary_V = np.flatnonzero(~vocabulary.special_V)
@@ -62,8 +63,8 @@ class MaskedLm(CorpusTask):
             rows_B1 = np.arange(len(ids_BL))[:, None]
             label_BK = ids_BL[rows_B1, at_BK]
             kind_BK, any_BK = rng.random(at_BK.shape), ordinary_V[rng.integers(0, len(ordinary_V), at_BK.shape)]
-            shown_BK = np.where(kind_BK < REPLACED, vocabulary.mask_id, label_BK)
-            shown_BK = np.where((kind_BK >= REPLACED) & (kind_BK < REPLACED + RANDOM), any_BK, shown_BK)
+            shown_BK = np.where(kind_BK < self.masked, vocabulary.mask_id, label_BK)
+            shown_BK = np.where((kind_BK >= self.masked) & (kind_BK < self.masked + self.random), any_BK, shown_BK)
             hidden_BL = ids_BL.copy()
             row_J, slot_J = np.nonzero(chosen_BK)
             hidden_BL[row_J, at_BK[row_J, slot_J]] = shown_BK[row_J, slot_J]

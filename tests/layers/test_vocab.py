@@ -105,3 +105,20 @@ def test_memory_is_that_of_a_piece_and_products_are_in_the_dtype_of_the_model():
     assert used < tokens * words * 4 / 2, f"{used:,} bytes, of which all logits would be {tokens * words * 4:,}"
     products = [line for line in lowered.as_text().splitlines() if "dot_general" in line]
     assert products and all("bf16" in line.split(":")[-1].split("->")[0] for line in products)
+
+
+def test_words_are_drawn_by_their_probability_whatever_the_pieces_and_the_mesh(monkeypatch):
+    x, table, bias, _, _ = given()
+    many = VocabLogits(jnp.tile(0.3 * x[:1, :1], (1, 4000, 1)), table, bias.at[WORDS:].set(100.0), 0.0, WORDS)
+    drawn = np.asarray(jax.jit(lambda key: many.sample(key))(jax.random.key(0)))
+    assert drawn.max() < WORDS, "rows that fill up name no word"
+    share = np.bincount(drawn[0], minlength=WORDS) / 4000
+    np.testing.assert_allclose(share, jax.nn.softmax(many.array()[0, 0]), atol=4 * 0.5 / 4000**0.5)
+    few = VocabLogits(x, table, bias, 0.0, WORDS)
+    alike = [few.sample(jax.random.key(1))]
+    monkeypatch.setattr(vocab, "PIECE", B * ROWS * 2)
+    alike.append(few.sample(jax.random.key(1)))
+    with sharding.activations(tiny.mesh(data=2, fsdp=2, tensor=2), RULES):
+        alike.append(jax.jit(few.sample)(jax.random.key(1)))
+    assert (np.asarray(alike) == np.asarray(alike[0])).all() and len(np.unique(alike[0])) > 3
+    assert (few.sample(jax.random.key(2)) != alike[0]).any()
