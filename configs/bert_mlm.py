@@ -3,6 +3,8 @@
 python -m jaxft.main --config=configs/bert_mlm.py            a small BERT from scratch on docstrings, WordPiece
 python -m jaxft.main --config=configs/bert_mlm.py:files --config.data.train=train.jsonl    google-bert/bert-base-cased
     on your texts: a document a row in the column "text" (jsonl, parquet, csv, tsv; txt: a document a line)
+python -m jaxft.main --config=configs/bert_mlm.py:prepared --config.data.folder=runs/prepare    the model of the first
+    command on a corpus of `python -m jaxft.prepare` (--config.tokenizer.name=wordpiece), which is tokenised already
 
 The exported folder is where a classifier starts from:
 python -m jaxft.main --config=configs/bert_cls.py --config.model.hf=runs/bert_mlm/hf
@@ -10,7 +12,7 @@ python -m jaxft.main --config=configs/bert_cls.py --config.model.hf=runs/bert_ml
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "files")
+VARIANTS = ("", "files", "prepared")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -66,6 +68,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.log = dict(tensorboard=True, wandb="")
     if arg == "files":
         files(c)
+    if arg == "prepared":
+        c.data = dict(name="prepared", folder="runs/prepare")
+        c.tokenizer = None  # the corpus brings its own
     return c
 
 

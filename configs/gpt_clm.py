@@ -5,11 +5,13 @@ python -m jaxft.main --config=configs/gpt_clm.py:files --config.data.train=train
     texts: a document a row in the column "text" (jsonl, parquet, csv, tsv; txt: a document a line)
 python -m jaxft.main --config=configs/gpt_clm.py:chars --config.data.train=train.jsonl    a character model at nanoGPT's
     small CPU setting (4 layers x 128, rows of 64 characters, 2,000 steps); each text is one long row of characters
+python -m jaxft.main --config=configs/gpt_clm.py:prepared --config.data.folder=runs/prepare    the model of the first
+    command on a corpus of `python -m jaxft.prepare` (--config.tokenizer.name=bpe), which is tokenised already
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "files", "chars")
+VARIANTS = ("", "files", "chars", "prepared")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -65,6 +67,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.log = dict(tensorboard=True, wandb="")
     if arg == "files":
         files(c)
+    if arg == "prepared":
+        c.data = dict(name="prepared", folder="runs/prepare")
+        c.tokenizer = None  # the corpus brings its own
     if arg == "chars":
         chars(c)
     return c

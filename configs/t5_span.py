@@ -3,11 +3,13 @@
 python -m jaxft.main --config=configs/t5_span.py             a small T5 1.1 from scratch on docstrings, byte-level BPE
 python -m jaxft.main --config=configs/t5_span.py:files --config.data.train=train.jsonl    google/t5-v1_1-base on your
     texts: a document a row in the column "text" (jsonl, parquet, csv, tsv; txt: a document a line)
+python -m jaxft.main --config=configs/t5_span.py:prepared --config.data.folder=runs/prepare    the model of the first
+    command on a corpus of `python -m jaxft.prepare` (--config.tokenizer.name=sentinels), which is tokenised already
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("", "files")
+VARIANTS = ("", "files", "prepared")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -64,6 +66,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.log = dict(tensorboard=True, wandb="")
     if arg == "files":
         files(c)
+    if arg == "prepared":
+        c.data = dict(name="prepared", folder="runs/prepare")
+        c.tokenizer = None  # the corpus brings its own
     return c
 
 

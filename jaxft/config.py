@@ -124,7 +124,7 @@ class Config:
     seed: int
     data: dict
     input: Input
-    tokenizer: Tokenizer | None  # None: the task reads no text
+    tokenizer: Tokenizer | None  # None: the task reads no text, or a corpus that brings its own
     task: dict
     model: Model
     optim: dict

@@ -1,35 +1,32 @@
 """python -m jaxft.main --config=configs/bert_cls.py[:variant] [--config.section.key=value ...] [--workdir=DIR]"""
 
 import sys
-from pathlib import Path
-from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
-from ml_collections.config_flags.config_flags import FlagOrderError
 
-from jaxft import cli, memory
-from jaxft.registry import UserError, nearest
+from jaxft import cli, config_file, memory
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: path[:variant].")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; by default runs/<config name>.")
+flags.adopt_module_key_flags(config_file)  # --help lists them
 _ALLOW = flags.DEFINE_list("allow_change", [], "Config keys that may differ from the run's, such as train.batch.")
 
 
 def main() -> None:
     """Parses flags, checks the config and trains; every known failure is one line and an exit code."""
     told = {"memory_fix": memory.TRAINING_FIX, "stopped": "stopped before anything began"}
-    app.run(lambda _: cli.guarded(_train, **told), flags_parser=lambda argv: cli.guarded(lambda: _parse(argv), **told))
+    app.run(
+        lambda _: cli.guarded(_train, **told),
+        flags_parser=lambda argv: cli.guarded(lambda: config_file.parse(argv, "configs/bert_cls.py"), **told),
+    )
 
 
 def _train() -> None:
     from jaxft import config as config_module
     from jaxft import registries
 
-    raw = _CONFIG.value.to_dict()
+    raw = config_file.CONFIG.value.to_dict()
     config = config_module.parse(raw)
     registries.check_names(config)
-    workdir = Path(_WORKDIR.value or Path("runs") / _config_name())
+    workdir = config_file.workdir()
     for name in _ignored(config.model.hf, sys.argv):
         cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings family, sizes and tokenizer of its own")
 
@@ -45,78 +42,7 @@ def _train() -> None:
 def _ignored(hf: str, argv: list[str]) -> list[str]:
     """What was set by hand and is for a model from scratch only."""
     scratch = ("config.model.name", "config.model.scratch", "config.tokenizer")
-    return [name for name in map(_name, argv) if name.startswith(scratch)] if hf else []
-
-
-def _config_name() -> str:
-    """configs/bert_cls.py:sst2 -> bert_cls-sst2."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return "-".join(filter(None, (Path(path).stem, variant.replace("/", "_"))))
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Sets the flags. Raises UserError for a mistake in them, a config file that cannot be used among them."""
-    try:
-        rest = flags.FLAGS(argv)
-        _CONFIG.value.to_dict()  # a file that could not be read fails here, at its first use
-    # What the libraries raise for one mistake or another; none of their messages says all that is needed.
-    except (flags.Error, OSError, ImportError, SyntaxError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(_explained(argv, error)) from error
-    if rest[1:]:
-        raise UserError(f"{rest[1]!r}: no such argument; what is set is written --flag=value")
-    return rest
-
-
-def _explained(argv: list[str], error: Exception) -> str:
-    """One line that says what is wrong with the flags `argv`, which failed with `error`."""
-    given = _given(argv, "config")
-    if given is None:
-        return "--config is missing; for example --config=configs/bert_cls.py"
-    path = Path(given.partition(":")[0])
-    if not path.is_file():
-        return _no_file(path)
-    if isinstance(error, FlagOrderError):
-        return f"{error}; put --config=FILE first, whole sections next, their keys after them"
-    if isinstance(error, SyntaxError):
-        return f"--config={given}: {error.filename}:{error.lineno}: {error.msg}"
-    last = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
-    if "Error whilst parsing config file" in str(error) or isinstance(error, ImportError):
-        return f"--config={given}: {last}"
-    config = flags.FLAGS["config"].parser.parse(given)
-    wrong = (_wrong_key(name, config) for name in map(_name, argv) if name.startswith("config."))
-    return next(filter(None, wrong), last)
-
-
-def _name(argument: str) -> str:
-    return argument.lstrip("-").partition("=")[0]
-
-
-def _given(argv: list[str], name: str) -> str | None:
-    """The last value of --name=value or --name value."""
-    value = None
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.startswith("-") and _name(argument) == name:
-            value = argument.partition("=")[2] if "=" in argument else following
-    return value
-
-
-def _no_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"--config={path}: no folder {path.parent} in {Path.cwd()}; configs/ is part of the source checkout"
-    near = nearest(path.name, [file.name for file in path.parent.glob("*.py")])
-    return f"--config={path}: no such file in {path.parent.absolute()}{near}"
-
-
-def _wrong_key(name: str, here: Any) -> str:
-    """What is wrong with the keys of `name` ("config.train.batch"), from the config `here` on; "" for nothing."""
-    at, *keys = name.split(".")
-    for key in keys:
-        if not hasattr(here, "keys"):
-            return f"--{name}: {at} is a value ({here!r}) and has no keys"
-        if key not in here:
-            return f"--{name}: {at} has no key {key!r}; keys: {', '.join(here.keys()) or 'none'}{nearest(key, here)}"
-        at, here = f"{at}.{key}", here[key]
-    return ""
+    return [name for name in map(config_file.flag_name, argv) if name.startswith(scratch)] if hf else []
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What every registered data set promises, on real content."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from jaxft.corpora.shards import Ready, write
 from jaxft.data import DATASETS
 from jaxft.data.docstrings import LIBRARIES
+from jaxft.data.prepared import INDEX, Index
 from jaxft.data.source import Dataset
 from jaxft.registry import call
 
@@ -18,6 +21,7 @@ SECTIONS = {
     "digits": dict(),
     "pycode": dict(),
     "images": dict(train="train", validation="", test="", holdout=0.2),
+    "prepared": dict(),
 }
 
 
@@ -51,6 +55,16 @@ def make_images(folder):
         Image.new("RGB", (5, 4), (i, 0, 0)).save(path)
 
 
+def make_prepared(folder):
+    """A corpus as jaxft.prepare leaves it."""
+    shards = {}
+    encoder = SimpleNamespace(encode_documents=lambda texts: [SimpleNamespace(ids=np.arange(len(t))) for t, _ in texts])
+    for split, count in (("train", 30), ("validation", 20)):
+        ready = iter([Ready(split, 0, i + 1, f"text {i} é") for i in range(count)])
+        shards[split] = [write(ready, encoder, folder, folder, 0, [split], "<u2")[split]]
+    (folder / INDEX).write_text(Index(shards, ["corpus.txt"], "<u2").text())
+
+
 @pytest.fixture(params=DATASETS)
 def dataset(request, tmp_path) -> Dataset:
     section = {"name": request.param, **SECTIONS[request.param]}
@@ -61,6 +75,9 @@ def dataset(request, tmp_path) -> Dataset:
         path = tmp_path / "train.jsonl"
         path.write_text("".join(json.dumps({"text": f"text {i} é", "label": i % 2}) + "\n" for i in range(50)))
         section["train"] = str(path)
+    if request.param == "prepared":
+        make_prepared(tmp_path)
+        section["folder"] = str(tmp_path)
     if request.param == "images":
         make_images(tmp_path / "train")
         section["folder"] = str(tmp_path)
@@ -75,6 +92,13 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
         for index in {0, count // 2, count - 1}:
             row = split.rows[index]
             again = split.rows[index]
+            if "ids" in row:
+                assert (
+                    np.array_equal(row["ids"], np.arange(len(f"text {index} é")))
+                    and row["bytes"] == len(row["ids"]) + 1
+                )
+                assert split.where(index) == f"corpus.txt:{index + 1}" and len(again["ids"]) == len(row["ids"])
+                continue
             if "tokens" in row:
                 assert row == again and len(row["tokens"]) == len(row["tags"]) and split.where(index)
                 continue

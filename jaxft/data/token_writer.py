@@ -160,7 +160,7 @@ class TokenWriter:
         self._add_labels([chunk.labels[i] for i in kept], encoded, self._split.where(chunk.rows[0]))
         self._counts["kept"] += len({chunk.rows[i] for i in kept})
         self._counts["truncated"] += sum(one[2] for one in encoded)
-        self._counts["empty"] += sum(not "".join(chunk.texts[i][0]).strip() for i in kept)
+        self._counts["empty"] += sum(_is_empty(chunk.texts[i][0]) for i in kept)
 
     def _add_labels(self, labels: list[Any], encoded: Sequence[Any], where: str) -> None:
         array, tags = labels_of(labels, encoded, where)
@@ -200,6 +200,11 @@ class TokenWriter:
         # Whole numbers in one chunk, fractions in another: then all are values. Exact, since float32 comes from both.
         dtype = np.float32 if any(array.dtype == np.float32 for array in self._labels) else np.int32
         return np.concatenate([array.astype(dtype) for array in self._labels])
+
+
+def _is_empty(text: Any) -> bool:
+    """Whether a text, or a list of words, has nothing but white space; token ids are never empty here."""
+    return not isinstance(text, np.ndarray) and not "".join(text).strip()
 
 
 def _convert(source: Path, target: Path, dtype: type) -> None:

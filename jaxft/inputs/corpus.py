@@ -1,6 +1,7 @@
 """Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
 
 import functools
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxft.inputs.base import Say, kept, read
 from jaxft.registry import UserError
 
 beside = text.beside
+PREPARED = "prepared"  # the data set whose rows are tokens already
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def placeholders(config: Config) -> dict[str, Any]:
         raise UserError(
             f"input.pack={config.input.pack}: the task reads running text, which is cut into rows as it comes; set 1"
         )
+    if config.tokenizer is None and config.data["name"] == PREPARED:
+        return {"vocab": 2**16, "pad_id": 0}  # the corpus brings a tokenizer; this one is enough for any
     return text.placeholders(config)
 
 
@@ -83,7 +87,10 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     """
     length = text.checked_length(config, cfg)
     task, dataset = read(config, hf_folder, say)
-    encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
+    if dataset.tokenizer is None:
+        encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
+    else:
+        encoder = _tokenizer_of(dataset.tokenizer, config, folder, hf_folder)
     caches = {}
     for name, split in dataset.splits.items():
         held = caches[name] = _cache(task, encoder, split, config.input.on_bad)
@@ -95,6 +102,40 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         )
     change = task.change(vocabulary.of(encoder), cfg, functools.partial(_pieces, caches.values(), length))
     return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
+
+
+def _tokenizer_of(made: Path, config: Config, folder: Path, hf_folder: Path | None) -> tokenizer.TextEncoder:
+    """The tokenizer that made the tokens of the corpus, from the run's own copy in `folder`.
+
+    Raises UserError where a checkpoint, or an earlier start of the run, has another one.
+    """
+    of_corpus = tokenizer.load(made)
+    if hf_folder is not None:
+        if tokenizer.load(hf_folder).fingerprint != of_corpus.fingerprint:
+            raise UserError(
+                f"data.folder={config.data['folder']!r} was made with another tokenizer than that of "
+                f"model.hf={config.model.hf!r}; prepare the corpus with --config.tokenizer.hf={config.model.hf}"
+            )
+        return of_corpus
+    if not folder.exists():
+        aside = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that died here
+        aside.mkdir(parents=True)
+        tokenizer.copy_files(made, aside, config.input.length)
+        aside.rename(folder)
+    elif tokenizer.load(folder).fingerprint != of_corpus.fingerprint:
+        raise UserError(
+            f"data.folder={config.data['folder']!r} was made with another tokenizer than the run's in {folder}; "
+            "use another --workdir"
+        )
+    return of_corpus
+
+
+def _encode(encoder: tokenizer.TextEncoder, texts: list[tuple[Any, str | None]]) -> list[tokenizer.Encoded]:
+    """Ids of documents; of those that are ids already these."""
+    if texts and isinstance(texts[0][0], np.ndarray):
+        return [tokenizer.Encoded(ids.astype(np.uint32), np.zeros(len(ids), np.uint32), False) for ids, _ in texts]
+    return encoder.encode_documents(texts)
 
 
 def _pieces(caches: Iterable[Any], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +154,7 @@ def _cache(task: Any, encoder: Any, split: Any, on_bad: str) -> Any:
     return tokens.build(
         split,
         task.example,
-        encoder.encode_documents,
+        functools.partial(_encode, encoder),
         key={"tokenizer": encoder.fingerprint, "named": repr(sorted(encoder.named.items())), "column": task.text},
         folder=str(cache.private_dir("tokens")),
         on_bad=on_bad,

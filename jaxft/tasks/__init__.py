@@ -27,7 +27,7 @@ TASKS = {
 class Example(NamedTuple):
     """A row of text as the token cache wants it."""
 
-    text: str | list[str]  # a list: words, each of which has a label
+    text: Any  # str; list[str]: words, each of which has a label; integer [tokens]: token ids
     pair: str | None  # the second text of a sentence pair
     label: int | float | list[float] | list[int] | None  # None: unlabelled
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import jax
+import numpy as np
 
 from jaxft.metrics.language import LanguageMeter
 from jaxft.registry import BadRow, UserError
@@ -38,11 +39,14 @@ class CorpusTask:
         return self
 
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
-        """As TextTask.check_columns."""
-        require_columns(splits, [("text", self.text)], option)
+        """As TextTask.check_columns. Documents that are tokens already (data/prepared.py) have no column of text."""
+        texts = {name: split for name, split in splits.items() if not (len(split.rows) and is_tokens(split.rows[0]))}
+        require_columns(texts, [("text", self.text)], option)
 
     def example(self, row: Row, labelled: bool = True) -> Example:
         """A document; its label is its length in bytes of UTF-8. Raises BadRow for what is no text."""
+        if is_tokens(row):
+            return Example(row["ids"], None, row["bytes"])
         text = cell(row, self.text)
         if not isinstance(text, str):
             raise BadRow(f"{self.text!r} is {'empty' if text is None else f'a {type(text).__name__}, not text'}")
@@ -62,3 +66,8 @@ class CorpusTask:
 
     def hf_config(self) -> dict[str, Any]:
         return {}
+
+
+def is_tokens(row: Row) -> bool:
+    """Whether a row has token ids in place of a text."""
+    return isinstance(row.get("ids"), np.ndarray)

@@ -1,0 +1,134 @@
+"""A corpus that `python -m jaxft.prepare` made: documents in tokens already, in array_record files, at random access.
+
+The folder has corpus.json (`Index`), the files that it lists, and tokenizer/, the one that made the tokens. A record is
+a document: a header (HEADER), then its token ids.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from jaxft.data.source import Dataset, Split, fingerprint
+from jaxft.registry import UserError, nearest
+
+INDEX, TOKENIZER = "corpus.json", "tokenizer"
+FORMAT = 1
+HEADER = struct.Struct("<III")  # bytes of the text in UTF-8; number of the source file; line
+# One record in a chunk: read alone. Zstandard, the default, finds little in token ids, and takes no time.
+OPTIONS = "group_size:1,zstd:1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """file: its name; the rest is counted, bytes in UTF-8."""
+
+    file: str
+    sha256: str
+    size: int
+    documents: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Index:
+    """splits: name -> shards, in order. sources: files that the documents were read from. dtype: of the ids."""
+
+    splits: Mapping[str, Sequence[Shard]]
+    sources: Sequence[str]
+    dtype: str
+
+    def text(self) -> str:
+        """What stands in corpus.json."""
+        shards = {name: [asdict(shard) for shard in shards] for name, shards in self.splits.items()}
+        return json.dumps(
+            {"format": FORMAT, "dtype": self.dtype, "splits": shards, "sources": list(self.sources)}, indent=1
+        )
+
+
+def pack(ids: np.ndarray, size: int, file: int, line: int, dtype: str) -> bytes:
+    """A record: a document's token ids, its bytes in UTF-8, and where it was read."""
+    return HEADER.pack(size, file, line) + ids.astype(dtype).tobytes()
+
+
+def prepared(*, folder: str) -> Dataset:
+    """The splits of a prepared corpus; columns ids (token ids) and bytes (of the text in UTF-8).
+
+    The data set brings its tokenizer. Raises UserError for a folder that is none, or not finished, or damaged.
+    """
+    path = Path(folder)
+    if not (path / INDEX).is_file():
+        why = (
+            "is not finished: give the command that prepares it again" if (path / "work").is_dir() else "does not exist"
+        )
+        near = "" if path.is_dir() else nearest(path.name, [one.name for one in path.absolute().parent.glob("*/")])
+        raise UserError(f"data.folder={folder!r}: the corpus {why if path.is_dir() else 'does not exist'}{near}")
+    index = read_index(path)
+    splits = {}
+    for name, shards in index.splits.items():
+        for shard in shards:
+            file = path / shard.file
+            size = file.stat().st_size if file.is_file() else -1
+            if size != shard.size:
+                what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.size:,}"
+                raise UserError(f"data.folder={folder!r}: {shard.file} {what}; copy or prepare the corpus again")
+        rows = Rows(path, shards, index.dtype)
+        identity = fingerprint(shards=[shard.sha256 for shard in shards], dtype=index.dtype)
+        splits[name] = Split(rows, identity, lambda i, rows=rows: rows.where(i, index.sources))
+    return Dataset("prepared", splits, {}, tokenizer=path / TOKENIZER)
+
+
+def read_index(path: Path) -> Index:
+    """The corpus.json of the folder `path`. Raises UserError where another version of jaxft wrote it."""
+    try:
+        raw = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']}")
+        splits = {name: [Shard(**shard) for shard in shards] for name, shards in raw["splits"].items()}
+        return Index(splits, raw["sources"], raw["dtype"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path / INDEX} is not one that this version reads ({error}); prepare the corpus again"
+        ) from error
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """Documents of shards in a row: {"ids": [tokens], "bytes": int}."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str):
+        self._files = [str(folder / shard.file) for shard in shards]
+        self._count = sum(shard.documents for shard in shards)
+        self._dtype = dtype
+        self._source: Any = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        (size, _, _), record = self._read(index)
+        return {"ids": np.frombuffer(record, self._dtype, offset=HEADER.size), "bytes": size}
+
+    def where(self, index: int, sources: Sequence[str]) -> str:
+        (_, file, line), _ = self._read(index)
+        return f"{sources[file]}:{line}"
+
+    def _read(self, index: int) -> tuple[tuple[int, int, int], bytes]:
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        if self._source is None:  # opened when it is first read
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+            self._source = ArrayRecordDataSource(self._files)
+        record = self._source[index % self._count]
+        return HEADER.unpack_from(record), record

@@ -1,0 +1,51 @@
+"""python -m jaxft.prepare --config=configs/prepare.py[:variant] [--config.section.key=value ...] [--workdir=DIR]"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from jaxft import cli, config_file
+
+flags.adopt_module_key_flags(config_file)  # --help lists them
+STOPPED = "stopped; the same command goes on from the chunks that are finished"
+MEMORY = "Set one of: --config.work.workers lower; --config.work.chunk lower; --config.tokenizer.documents lower"
+
+
+def main() -> None:
+    """Parses flags, checks the config and prepares; every known failure is one message and an exit code."""
+    told = {"memory_fix": MEMORY, "stopped": STOPPED}
+    app.run(
+        lambda _: cli.guarded(
+            lambda: prepare(config_file.CONFIG.value.to_dict(), config_file.workdir(), cli.say), **told
+        ),
+        flags_parser=lambda argv: cli.guarded(lambda: config_file.parse(argv, "configs/prepare.py"), **told),
+    )
+
+
+def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
+    """Makes the corpus of a config in `workdir`, or goes on with one that was begun there. Raises UserError."""
+    from jaxft.corpora import folder, options
+    from jaxft.lock import RunLock
+    from jaxft.runfolder import RunFolder
+
+    raw = json.loads(json.dumps(raw))  # as it is kept, and as workers get it
+    config = options.parse(raw)
+    folder.check_libraries()
+    source = options.source_of(config)
+    RunFolder(workdir).create()
+    with RunLock(workdir, say=say):
+        folder.claim(workdir, raw, source.identity())
+        if folder.is_finished(workdir):
+            say(f"the corpus is finished: {workdir}")
+        else:
+            from jaxft.corpora import local
+
+            local.prepare(raw, config, source, workdir, say)
+        folder.clear(workdir)
+        say(f"corpus: {workdir}; train on it with --config.data.folder={workdir}; what went: {workdir}/removed.jsonl")
+
+
+if __name__ == "__main__":
+    main()
