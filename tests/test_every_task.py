@@ -30,7 +30,11 @@ LABELS = {
     "multilabel": [["x"], ["y", "z"], []],
 }
 ELSEWHERE = dict.fromkeys(("causal_lm", "masked_lm", "span_corruption"), "tasks/test_language_models.py")
-ELSEWHERE |= {"token_cls": "tasks/test_token_runs.py", "chat": "tasks/test_chat_runs.py", "detection": "tasks/test_detection.py"}
+ELSEWHERE |= {
+    "token_cls": "tasks/test_token_runs.py",
+    "chat": "tasks/test_chat_runs.py",
+    "detection": "tasks/test_detection.py",
+}
 B, S = 2, 3
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ def finish(
     say: Callable[[str], None],
 ) -> None:
     """Writes removed.jsonl, report.json and report.html, and last corpus.json; prints the report."""
-    _write_removed(folder, documents, leaders)
+    removed = _removed(documents, leaders)
+    write_lines(folder / REMOVED, (json.dumps(one, ensure_ascii=False) + "\n" for one in removed))
     results = {
         "tally": documents.tally.to_json(),
         "duplicates": {kind: _samples(kind, leader_X, documents, leaders) for kind, leader_X in leaders.items()},
@@ -37,21 +38,26 @@ def finish(
         "files": len(index.sources),
     }
     report.write(folder, config=raw, results=results, say=say)
+    write_index(folder, index)
+
+
+def write_index(folder: Path, index: Index) -> None:
+    """Writes corpus.json: from now on the corpus is finished."""
     with disk.writing(folder / INDEX):
         manifest.write_atomically(folder / INDEX, index.text())
 
 
-def _write_removed(folder: Path, documents: Any, leaders: Mapping[str, np.ndarray]) -> None:
-    """A line for each record that went: where it stood, by which rule, why."""
-    aside = folder / f".{REMOVED}.tmp"
-    with disk.writing(folder / REMOVED):
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file that is whole or not there."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with disk.writing(path):
         with open(aside, "w", encoding="utf-8") as out:
-            for one in _removed(documents, leaders):
-                out.write(json.dumps(one, ensure_ascii=False) + "\n")
-        os.replace(aside, folder / REMOVED)
+            out.writelines(lines)
+        os.replace(aside, path)
 
 
 def _removed(documents: Any, leaders: Mapping[str, np.ndarray]) -> Iterator[dict[str, str]]:
+    """For each record that went: where it stood, by which rule, why."""
     for path in documents.paths:
         part = parts.read(path)
         assert part is not None, path
