@@ -18,8 +18,11 @@ SECTIONS = {
     "docstrings": dict(data_dir=""),
     "tfds": dict(builder="tiny", train="train", validation="train[:50%]", test=""),
     "files": dict(validation="", test="", holdout=0.2),
+    "number_words": dict(numbers=500),
+    "parallel": dict(validation="", test="", holdout=0.2),
     "digits": dict(),
     "pycode": dict(),
+    "summaries": dict(data_dir=""),
     "images": dict(train="train", validation="", test="", holdout=0.2),
     "prepared": dict(),
 }
@@ -78,10 +81,18 @@ def dataset(request, tmp_path) -> Dataset:
     if request.param == "prepared":
         make_prepared(tmp_path)
         section["folder"] = str(tmp_path)
+    if request.param == "parallel":
+        for language in ("de", "en"):
+            (tmp_path / language).write_text("".join(f"{language} {i} é\n" for i in range(50)))
+        section["train"] = f"{tmp_path}/{{de,en}}"
     if request.param == "images":
         make_images(tmp_path / "train")
         section["folder"] = str(tmp_path)
     return call(DATASETS, section, "data")
+
+
+def is_pair(row):
+    return any(pair <= row.keys() for pair in ({"source", "target"}, {"de", "en"}, {"text", "summary"}))
 
 
 def test_rows_are_plain_random_access_and_repeatable(dataset):
@@ -105,6 +116,10 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
             if "messages" in row:
                 said = [message["content"] for message in row["messages"]]
                 assert row == again and len(said) % 2 == 0 and all(said) and split.where(index)
+                continue
+            if is_pair(row):
+                assert row == again and split.where(index)
+                assert all(type(row[name]) is str and row[name] for name in row if name != "number")
                 continue
             assert type(row["label"]) in (int, str) and ({"text", "image"} & row.keys())
             assert all(np.array_equal(again[name], value) for name, value in row.items()) and split.where(index)
@@ -132,3 +147,45 @@ def test_docstrings_are_thirty_thousand_distinct_texts_of_all_libraries():
         assert {row["label"] for row in rows[name]} == set(range(len(LIBRARIES)))
     again = call(DATASETS, {"name": "docstrings", "data_dir": ""}, "data")
     assert again.splits["test"].fingerprint == data.splits["test"].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("number", "de", "en"),
+    [
+        (1, "eins", "one"),
+        (21, "einundzwanzig", "twenty-one"),
+        (30, "dreißig", "thirty"),
+        (101, "einhunderteins", "one hundred and one"),
+        (1001, "eintausendeins", "one thousand and one"),
+        (16_371, "sechzehntausenddreihunderteinundsiebzig", "sixteen thousand three hundred and seventy-one"),
+        (101_000, "einhunderteintausend", "one hundred and one thousand"),
+        (
+            423_007,
+            "vierhundertdreiundzwanzigtausendsieben",
+            "four hundred and twenty-three thousand and seven",
+        ),
+    ],
+)
+def test_numbers_are_said_as_both_languages_say_them(number, de, en):
+    from jaxft.data.number_words import english, german
+
+    assert (german(number), english(number)) == (de, en)
+
+
+def test_no_number_has_the_words_of_another():
+    from jaxft.data.number_words import MOST, english, german
+
+    numbers = range(0, MOST + 1, 97)
+    assert len(set(map(german, numbers))) == len(set(map(english, numbers))) == len(numbers)
+
+
+def test_summaries_are_the_first_lines_and_those_of_the_test_are_new():
+    whole, data = (call(DATASETS, {"name": name, "data_dir": ""}, "data") for name in ("docstrings", "summaries"))
+    texts = {row["text"] for row in whole.splits["test"].rows}
+    told = {name: [row["summary"] for row in split.rows] for name, split in data.splits.items()}
+    assert len(told["train"]) > 5_000 and 500 < len(told["test"]) == len(set(told["test"]))
+    assert not set(told["test"]) & {*told["train"], *told["validation"]}
+    assert all(
+        any(f"{row['summary']}\n\n{gap}{row['text']}" in texts for gap in ("", "\n", " ", "    "))
+        for row in data.splits["test"].rows[:50]
+    )

@@ -4,9 +4,12 @@ DATASETS = {
     "docchat": "jaxft.data.docchat:docchat",
     "docstrings": "jaxft.data.docstrings:docstrings",
     "digits": "jaxft.data.digits:digits",
+    "number_words": "jaxft.data.number_words:number_words",
     "pycode": "jaxft.data.pycode:pycode",
+    "summaries": "jaxft.data.summaries:summaries",
     "tfds": "jaxft.data.tfds:tfds",
     "files": "jaxft.data.files:files",
+    "parallel": "jaxft.data.parallel:parallel",
     "images": "jaxft.data.folders:images",
     "prepared": "jaxft.data.prepared:prepared",
 }

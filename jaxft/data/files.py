@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -25,23 +25,40 @@ def files(*, train: str, validation: str, test: str, holdout: float) -> Dataset:
     Raises UserError for a file that is missing, empty, of an unknown format, with a bad header or without a row that
     can be read. Single rows that cannot are listed in `Split.bad`.
     """
+    given = {"train": train, "validation": validation, "test": test}
+    return Dataset("files", read_given(given, holdout, check, read_split), {})
+
+
+def read_given(
+    given: Mapping[str, str],
+    holdout: float,
+    check: Callable[[str, str], object],
+    read: Callable[[str, str], Split],
+) -> dict[str, Split]:
+    """The splits of the places `given` ("": none), and a validation split held out of train where that is wanted.
+
+    check(place, name of the config key) raises UserError for one that is not there, at once; read(...) reads it.
+    """
     if not 0 <= holdout < 1:
         raise UserError(f"data.holdout={holdout} must be at least 0 and less than 1")
-    given = {"train": train, "validation": validation, "test": test}
     if not any(given.values()):
         raise UserError("data.train, data.validation and data.test are all empty; set data.train to a file")
-    for split, path in given.items():
-        if path:
-            check(path, f"data.{split}")  # all of them, before the first is read: that may take minutes
-    splits = {split: read_split(path, f"data.{split}") for split, path in given.items() if path}
-    if holdout and not validation and "train" in splits:
+    for split, place in given.items():
+        if place:
+            check(place, f"data.{split}")  # all of them, before the first is read: that may take minutes
+    splits = {split: read(place, f"data.{split}") for split, place in given.items() if place}
+    if holdout and not given["validation"] and "train" in splits:
         splits |= hold_out(splits["train"], holdout)
-    return Dataset("files", splits, {})
+    return splits
 
 
 def read_split(path: str, field: str = "file") -> Split:
     """The rows of one file. `field` names the config key in errors."""
-    table = open_table(path, field)
+    return split_of(open_table(path, field), sha256(path), path, field)
+
+
+def split_of(table: Table, identity: str, path: str, field: str) -> Split:
+    """The rows of a table that was read at `path`. Raises UserError where there is none."""
     starts, ends, numbers, bad = array("q"), array("q"), array("q"), []
     for start, end, number in table.spans():
         try:
@@ -60,7 +77,7 @@ def read_split(path: str, field: str = "file") -> Split:
             "mend them, or give the file the ending of its format"
         )
     spans = np.stack([np.frombuffer(column, np.int64) for column in (starts, ends, numbers)])
-    return _split(Rows(table, spans), sha256(path), path, bad)
+    return _split(Rows(table, spans), identity, path, bad)
 
 
 def hold_out(train: Split, share: float) -> dict[str, Split]:

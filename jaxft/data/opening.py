@@ -32,20 +32,29 @@ def open_table(path: str, field: str) -> Table:
     Raises UserError when the file is missing, empty, of an unknown format, or has a bad header.
     """
     check(path, field)
-    ending = _ending(path)
+    ending, buffer = _ending(path), open_bytes(path, field)
+    if ending == "parquet":
+        from jaxft.data.parquet import Parquet
+
+        return Parquet(path, buffer)
+    return FORMATS[ending](path, text(buffer, path, field))
+
+
+def open_bytes(path: str, field: str) -> mmap.mmap:
+    """What a file that is there holds, unpacked. Raises UserError for an empty one and a broken archive."""
     with open(path, "rb") as opened:
         file = _unpacked(opened, path, field) if packed.ending(path) else opened
         with file:
             if not os.fstat(file.fileno()).st_size:
                 raise UserError(f"{field}={path!r} is empty; give a file with at least one row")
-            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if ending == "parquet":
-        from jaxft.data.parquet import Parquet
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-        return Parquet(path, buffer)
+
+def text(buffer: mmap.mmap, path: str, field: str) -> mmap.mmap:
+    """The same of a file of text. Raises UserError for UTF-16."""
     if buffer[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{field}={path!r} is UTF-16; save it as UTF-8")
-    return FORMATS[ending](path, buffer)
+    return buffer
 
 
 def sha256(path: str) -> str:
