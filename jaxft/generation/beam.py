@@ -80,7 +80,10 @@ def _advance(now: Beams, logits: jax.Array, prompt: int, settings: Settings) -> 
     """One token more of every text. `logits` are those of the rows of the cache."""
     B, U, M = now.ids_BUM.shape
     text = text_of(now.ids_BUM.reshape(-1, M), now.cache, prompt, now.count)
-    scores_BUV = processed(jax.nn.log_softmax(logits, axis=1), text, settings).reshape(B, U, -1)
+    scores_BV = processed(jax.nn.log_softmax(logits, axis=1), text, settings)
+    if settings.renormalize:
+        scores_BV = jax.nn.log_softmax(scores_BV, axis=1)
+    scores_BUV = scores_BV.reshape(B, U, -1)
     V, candidates = scores_BUV.shape[2], U * max(2, 1 + len(settings.eos))  # enough for U that do not end
     score_BC, index_BC = jax.lax.top_k((scores_BUV + now.score_BU[:, :, None]).reshape(B, -1), candidates)
     beam_BC, token_BC = index_BC // V, (index_BC % V).astype(jnp.int32)

@@ -25,7 +25,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "max_time": (None,),
     "num_beam_groups": (None, 1),
     "penalty_alpha": (None, 0.0),
-    "renormalize_logits": (None, False),
     "sequence_bias": (None,),
     "stop_strings": (None,),
     "token_healing": (None, False),
@@ -46,8 +45,8 @@ HARMLESS = frozenset({  # change no text, or are read elsewhere
 READ = frozenset({
     "bad_words_ids", "begin_suppress_tokens", "do_sample", "early_stopping", "eos_token_id", "forced_bos_token_id",
     "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length", "min_new_tokens", "min_p",
-    "no_repeat_ngram_size", "num_beams", "num_return_sequences", "pad_token_id", "repetition_penalty",
-    "suppress_tokens", "temperature", "top_k", "top_p",
+    "no_repeat_ngram_size", "num_beams", "num_return_sequences", "pad_token_id", "renormalize_logits",
+    "repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p",
 })
 # fmt: on
 
@@ -76,6 +75,7 @@ class Settings:
     beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    renormalize: bool = False  # of a search: probabilities of what may be written add up to 1 again
 
     def __post_init__(self) -> None:
         for name, least, most in _RANGES:
@@ -140,6 +140,7 @@ def read(
         temperature=temperature,
         beams=given.get("num_beams", 1),
         early_stopping=given.get("early_stopping", False),
+        renormalize=bool(given.get("renormalize_logits", False)),
         never=_single(given),
         suppressed=_ids(given, "suppress_tokens"),
         suppressed_first=_ids(given, "begin_suppress_tokens"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft.hf import files
+from jaxft.hf import files, marian
 from jaxft.registry import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -21,7 +21,7 @@ VOCABS = (*TEXT_VOCABS, "spiece.model", "tokenizer.model", "sentencepiece.bpe.mo
 # Every file that any tokenizer of the hub consists of; copied unchanged into an export, so that it stays the same one.
 FILES = (
     *(TOKENIZER, CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *VOCABS,
+    *(*VOCABS, *marian.SIDES),
     *("merges.txt", "bpe.codes"),
 )
 # The largest on the hub have 35 MB and 2 million brackets and commas. Within these limits junk is refused within a
@@ -166,8 +166,10 @@ def _adds_no_space(step: Any) -> bool:
     return step["type"] == "ByteLevel" and not step["add_prefix_space"]
 
 
-def load(folder: Path) -> TextEncoder:
+def load(folder: Path, *, target: bool = False) -> TextEncoder:
     """The tokenizer of a model folder: `tokenizer.json`, else what transformers makes of its older files.
+
+    `target`: that of the texts which the model writes, where it is another one, as of Marian.
 
     Raises UserError where there is none, where it cannot be read, and where nothing can serve as its padding token.
     """
@@ -183,7 +185,12 @@ def load(folder: Path) -> TextEncoder:
             raise UserError(
                 f"{folder / name} has more than {TOKENIZER_ITEMS:,} items; such a tokenizer file is refused"
             )
-    tokenizer = _from_json(folder, content[0]) if TOKENIZER in present else _from_older(folder)
+    if TOKENIZER in present:
+        tokenizer = _from_json(folder, content[0])
+    elif marian.is_marian(folder):
+        tokenizer = marian.tokenizer(folder, marian.SIDES[target])
+    else:
+        tokenizer = _from_older(folder)
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     pad = _pad_token(folder, vocab)
     if pad not in vocab:
@@ -240,7 +247,7 @@ def special_token(folder: Path, which: str) -> str | None:
         token = files.read_json(folder, name).get(which) if (folder / name).exists() else None
         if token is not None:
             return token["content"] if isinstance(token, dict) else token
-    return None
+    return marian.SPECIAL.get(which) if marian.is_marian(folder) else None
 
 
 def check_vocab(encoder: TextEncoder, rows: int) -> None:

@@ -109,6 +109,7 @@ def theirs(model, texts, settings):
         do_sample=False,
         length_penalty=settings.length_penalty,
         early_stopping=settings.early_stopping,
+        renormalize_logits=settings.renormalize,
         repetition_penalty=float(settings.repetition_penalty),
         no_repeat_ngram_size=settings.no_repeat_ngram_size,
     ).numpy()

@@ -67,6 +67,7 @@ def test_texts_equal_those_of_transformers_token_by_token(case, beams):
 SEARCHES = {
     "penalised": {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
     "long": {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True},
+    "renormalised": {"num_beams": 3, "renormalize_logits": True, "length_penalty": 0.5},
     "short": {"num_beams": 2, "length_penalty": -1.0, "early_stopping": "never"},
 }
 
