@@ -86,11 +86,12 @@ class Network:
             logits, cache = nnx.merge(self.structure, params).next(batch, cache)
             return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
 
-    def apart(self, params: dict[str, Any]) -> dict[str, Any]:
-        """`params` as `start` and `next` read them without a copy: those given are no more."""
+    def apart(self, params: dict[str, Any], *, keep: bool = False) -> dict[str, Any]:
+        """`params` as `start` and `next` read them without a copy; those given are no more, unless `keep`."""
         if "decoder" in params:
-            return params | {"decoder": params["decoder"] | {"blocks": apart(params["decoder"]["blocks"])}}
-        return params | {"blocks": apart(params["blocks"])}
+            blocks = apart(params["decoder"]["blocks"], keep=keep)
+            return params | {"decoder": params["decoder"] | {"blocks": blocks}}
+        return params | {"blocks": apart(params["blocks"], keep=keep)}
 
     def own(self, params: Any) -> Any:
         """`params` of a run without the branches of companions."""

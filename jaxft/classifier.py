@@ -37,7 +37,7 @@ class Classifier:
             reset_head=False,
         )
         family = build.family_of(section, hf)
-        self.task = task_from_hf(hf, reads=inputs.reads(family)[0], **task)
+        self.task = self.task_of(hf, inputs.reads(family)[0], task)
         self.reader = inputs.of(self.task, family).Reader(folder, length)
         _, cfg = build.family_config(section, hf, **self.reader.fields)
         self.reader.fit(cfg)
@@ -58,6 +58,10 @@ class Classifier:
         self.where = sharding.batch_sharding(mesh, RULES)
         self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
         self.eval_step = state.evaluation_step(self.net, self.task)
+
+    def task_of(self, hf: Mapping[str, Any], reads: str, options: Mapping[str, Any]) -> Any:
+        """The task of a model with such a config.json. Raises UserError where it has none of those that label."""
+        return task_from_hf(hf, reads=reads, **options)
 
     def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
         """Raises BadRow for a row that cannot be used."""

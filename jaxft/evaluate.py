@@ -44,7 +44,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         cli.check_output(Path(arguments.output))
     data, name = _data(arguments)
     split = data.splits[name]
-    classifier = cli.classifier(arguments)
+    classifier = _model(arguments)
     classifier.task.check_columns({name: split}, option="--")
     by_name = _by_name(classifier.task, data.label_names)
 
@@ -69,6 +69,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
             Path(arguments.output).write_text(
                 json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
             )
+
+
+def _model(arguments: argparse.Namespace) -> Any:
+    """What --run or --hf names: what labels rows, or of a run that makes texts of texts what writes them."""
+    if arguments.run:
+        from jaxft.runfolder import RunFolder, read_json
+
+        source = cli.source_of(arguments.run, arguments.hf)
+        task = read_json(RunFolder(Path(arguments.run)).config)["config"]["task"]
+        if task["name"] == "seq2seq":
+            from jaxft import cache, numerics
+            from jaxft.translator import Translator
+
+            numerics.self_check()
+            cache.compile_cache(Path(source))
+            columns = {"source": arguments.text or task["source"], "target": arguments.label or task["target"]}
+            return Translator(source, task=task | columns, length=arguments.length, dtype=arguments.dtype)
+    return cli.classifier(arguments)
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
@@ -111,7 +129,9 @@ def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], l
 
 
 def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:
-    """Row -> row, with ids of the source's classes replaced by names where these are the model's: orders may differ."""
+    """Row -> row, with ids of the source's classes, if it has some, replaced by names where these are the model's."""
+    if "label" not in task.columns:
+        return lambda row: row
     names, classes = label_names.get(task.label, ()), task.hf_config()["label2id"]
     if not set(names) <= set(classes):
         cli.say(f"labels are read as ids: the data's classes are {', '.join(names)}, the model's {', '.join(classes)}")

@@ -15,7 +15,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     """Tests and exports the best or the last weights of `run`; report.json, written last, marks the run as finished."""
     trained, step = _chosen(run)
     split = "test" if "test" in run.inputs.caches else "validation"
-    meter = run.score(split, trained)
+    meter = run.score(split, trained, last=True)
     results, details = meter.result(), meter.report()
     run.say(f"\n{split} split, step {step:,}\n{meter.table()}")
     params = state.weights(trained)

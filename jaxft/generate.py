@@ -76,7 +76,8 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.chat:
         _chat(generator, folder, arguments.system, stream=arguments.stream is not False)
     else:
-        (ids,) = generator.ids([arguments.prompt], ["--prompt"])
+        prefix, _ = _as_trained(arguments)
+        (ids,) = generator.ids([prefix + arguments.prompt], ["--prompt"])
         _print(generator.stream(ids) if stream else generator.write([ids]))
 
 
@@ -153,10 +154,11 @@ def _file(arguments: argparse.Namespace) -> None:
     cli.check_output(output, source)
     rows = cli.read_input(source)  # what is wrong with it is said before the model loads
     generator, _ = _generator(arguments)
+    prefix, column = _as_trained(arguments)
     count = 0
     with cli.writing(output) as out:
         for chunk in cli.chunks(rows, CHUNK * arguments.batch):
-            prompts = [_prompt(where, row, arguments.text) for where, row in chunk]
+            prompts = [prefix + _prompt(where, row, column) for where, row in chunk]
             texts = generator.write(generator.ids(prompts, [where for where, _ in chunk]), count)
             for (_, row), text in zip(chunk, texts, strict=True):
                 out.write(json.dumps({**row, "generated": text}, ensure_ascii=False) + "\n")
@@ -164,10 +166,31 @@ def _file(arguments: argparse.Namespace) -> None:
     cli.say(f"{count:,} texts written: {output}")
 
 
+def _as_trained(arguments: argparse.Namespace) -> tuple[str, str]:
+    """(what comes before every prompt, the column of prompts, "": any of COLUMNS), as in the training of --run."""
+    if not arguments.run:
+        return "", arguments.text
+    from jaxft.runfolder import RunFolder, read_json
+
+    task = read_json(RunFolder(Path(arguments.run)).config)["config"]["task"]
+    if task["name"] != "seq2seq":
+        return "", arguments.text
+    if task["prefix"]:
+        print(f"before every prompt, as in training: {task['prefix']!r}", file=sys.stderr)
+    return task["prefix"], arguments.text or task["source"]
+
+
 def _prompt(where: str, row: Any, column: str) -> str:
     if isinstance(row, BadRow):
         raise UserError(f"{where}: {row}; mend the row")
     name = column or next((name for name in COLUMNS if name in row), "")
+    if name not in row and isinstance(row.get(name.partition(".")[0]), dict):
+        from jaxft.tasks.seq2seq import text_of
+
+        try:
+            return text_of(row, name)
+        except BadRow as reason:
+            raise UserError(f"{where}: {reason}; it must be a text") from reason
     if name not in row:
         wanted = f"column {column!r}" if column else f"column called {' or '.join(COLUMNS)}"
         raise UserError(f"{where}: no {wanted}; the row has: {', '.join(map(str, row))}. Name one with --text=")

@@ -45,7 +45,7 @@ def render(
 
     `history` holds the records of metrics.jsonl. `results` holds scores; where the task has classes also "classes"
     (list of label, precision, recall, f1, support), averages such as "macro", and "confusion" (rows truth, columns
-    predicted).
+    predicted); where texts were written "written" (list of source, reference, text) and "signatures" of the scores.
     """
     import jinja2
 
@@ -67,6 +67,8 @@ def render(
         matrix=shares(matrix) if 0 < len(matrix) <= MOST_CLASSES else [],
         confused=most_confused(matrix, [row["label"] for row in classes]),
         charts=charts(history),
+        written=results.get("written", []),
+        signatures=results.get("signatures", {}),
         config=sections(config),
         width=WIDTH,
         height=HEIGHT,

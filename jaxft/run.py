@@ -74,6 +74,7 @@ class Run:
         self.net = companions.attach(net, self.task, folders, config)
         self.inputs.check(self.net.cfg)
         companions.check_inputs(self.net, self.inputs, config.input.length)
+        self.author = self.inputs.author(self.net, config)
         for text in self.net.unsharded:
             say(f"not sharded, does not divide: {text}")
         self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)
@@ -220,9 +221,14 @@ class Run:
         """The rate of the update that follows `step` updates."""
         return self.config.optim["lr"] * float(self.schedule(step))
 
-    def score(self, split: str, of: TrainState) -> Any:
+    def score(self, split: str, of: TrainState, *, last: bool = False) -> Any:
+        """The task's meter of a split. `last`: this is the end of the run."""
         batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())
-        return scoring.score(self.eval_step, state.weights(of), batches, self.task.meter(), self.batch_sharding)
+        params = state.weights(of)
+        meter = scoring.score(self.eval_step, params, batches, self.task.meter(), self.batch_sharding)
+        if self.author is not None:
+            self.author.add(meter, split, params, last=last)
+        return meter
 
 
 def _config_of(hf_folder: Path | None) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ ELSEWHERE |= {
     "token_cls": "tasks/test_token_runs.py",
     "chat": "tasks/test_chat_runs.py",
     "detection": "tasks/test_detection.py",
+    "seq2seq": "tasks/test_seq2seq_runs.py",
 }
 B, S = 2, 3
 

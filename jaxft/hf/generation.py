@@ -1,6 +1,5 @@
 """generation_config.json: how the texts of a model are written, as far as its makers say."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,18 @@ def read(folder: Path) -> dict[str, Any]:
 def write(folder: Path, net: Any, source: Path | None) -> None:
     """Into an export of `net` with its tokenizer: that of the checkpoint `source`, else what must be said.
 
-    Nothing where the head writes no texts.
+    What the file in `folder` says already stands over it. Nothing where the head writes no texts.
     """
     if net.head != HEADS.get(net.family.KIND):
         return
-    said = {} if source is None else read(source)
-    save.save_json(
-        folder, FILE, {name: x for name, x in said.items() if name != "transformers_version"} or _of(folder, net.cfg)
-    )
+    said, over = {} if source is None else read(source), read(folder)
+    said = {name: x for name, x in said.items() if name != "transformers_version"} or _of(folder, net.cfg)
+    if "max_new_tokens" in over:
+        said.pop("max_length", None)
+    save.save_json(folder, FILE, {**said, **over})
 
 
-def _of(folder: Path, cfg: Any) -> Mapping[str, Any]:
+def _of(folder: Path, cfg: Any) -> dict[str, Any]:
     encoder = tokenizer.load(folder)
     ids = {"bos_token_id": encoder.named.get("bos_token"), "eos_token_id": encoder.named.get("eos_token")}
     ids |= {"pad_token_id": encoder.pad_id}

@@ -18,6 +18,7 @@ TRAINERS = {
     "chat": "jaxft.hf.trainers:chat",
     "char": "jaxft.hf.trainers:char",
     "sentinels": "jaxft.hf.trainers:sentinels",
+    "seq2seq": "jaxft.hf.trainers:seq2seq",
 }
 
 ALPHABET = 1000  # letters that WordPiece keeps, the most frequent ones; words with any other letter become [UNK]
@@ -81,11 +82,28 @@ def bpe(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, posi
     return _write(_byte_pairs(texts, vocab, lowercase, [END]), folder, FAST, special, positions)
 
 
+def seq2seq(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512) -> TextEncoder:
+    """As `bpe`, with the special tokens of an encoder-decoder: padding is 0, the end of a text 1, behind every text."""
+    return _ended(texts, vocab, lowercase, [], folder, positions)
+
+
 def sentinels(texts: Iterable[str], *, vocab: int, lowercase: bool, folder: Path, positions: int = 512) -> TextEncoder:
-    """As `bpe`, with the special tokens of a T5: padding is 0, the end of a text 1, then its hundred sentinels."""
+    """As `seq2seq`, with the hundred sentinels of a T5 beside the other special tokens."""
+    return _ended(texts, vocab, lowercase, [SENTINEL.format(i) for i in range(100)], folder, positions)
+
+
+def _ended(
+    texts: Iterable[str], vocab: int, lowercase: bool, marks: list[str], folder: Path, positions: int
+) -> TextEncoder:
+    from tokenizers import processors
+
     special = {"pad_token": "<pad>", "eos_token": "</s>"}
-    marks = [SENTINEL.format(i) for i in range(100)]
-    return _write(_byte_pairs(texts, vocab, lowercase, [*special.values(), *marks]), folder, FAST, special, positions)
+    tokenizer = _byte_pairs(texts, vocab, lowercase, [*special.values(), *marks])
+    end = special["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    return _write(tokenizer, folder, FAST, special, positions)
 
 
 # Writes <|user|>hello<|end|><|assistant|>hi<|end|>, with tools as JSON before the first turn.

@@ -19,12 +19,13 @@ INPUTS = {
     "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
     "words": "jaxft.inputs.words",
+    "seq2seq": "jaxft.inputs.seq2seq",
 }
 
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "words")
+    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "words", "seq2seq")
 
 
 def of(task: Any, family: Any) -> Any:

@@ -55,6 +55,10 @@ class Inputs(abc.ABC):
     def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
         """One pass over `split` in order."""
 
+    def author(self, net: Any, config: Config) -> Any:
+        """What adds texts that `net` writes to the meter of an evaluation; None: nothing does."""
+        return None
+
     @property
     def attended(self) -> float:
         """Over how many tokens a training token attends, on average: sum of squares / sum of the lengths."""

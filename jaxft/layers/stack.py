@@ -112,15 +112,16 @@ def unstacked(blocks: Any) -> list[Any]:
     return [nnx.merge(structure, jax.tree.unflatten(tree, layer)) for layer in layers]
 
 
-def apart(stacked: Any) -> Any:
-    """Every leaf as a tuple of its N, which takes its place in memory.
+def apart(stacked: Any, *, keep: bool = False) -> Any:
+    """Every leaf as a tuple of its N, which takes its place in memory, or stands beside it (`keep`).
 
     A program that is called for every token would copy each layer's parameters to read them off the stack.
     """
 
     def cut(leaf: jax.Array) -> tuple[jax.Array, ...]:
         pieces = jax.block_until_ready(_pieces(leaf))
-        leaf.delete()
+        if not keep:
+            leaf.delete()
         return pieces
 
     return jax.tree.map(cut, stacked)

@@ -1,7 +1,7 @@
 """Metrics on the host: numpy in, floats out. What is accumulated (counts, sums) adds; division comes last.
 
 A metric is a function of the counts or arrays that the meters (meters.py) collect: a confusion matrix [C, C], one 2x2
-matrix a class [C, 2, 2], predictions and targets [X], or calibration bins.
+matrix a class [C, 2, 2], predictions and targets [X], calibration bins, or texts and references.
 """
 
 METRICS = {
@@ -19,6 +19,11 @@ METRICS = {
     "mse": "jaxft.metrics.regression:mean_squared_error",
     "exact_match": "jaxft.metrics.squad:exact_match",
     "perplexity": "jaxft.metrics.language:perplexity",
+    "bleu": "jaxft.metrics.texts:bleu",
+    "chrf": "jaxft.metrics.texts:chrf",
+    "rouge1": "jaxft.metrics.texts:rouge1",
+    "rouge2": "jaxft.metrics.texts:rouge2",
+    "rougeL": "jaxft.metrics.texts:rouge_l",
     "bits_per_byte": "jaxft.metrics.language:bits_per_byte",
 }
 

@@ -89,14 +89,14 @@ def _cells(text: str) -> int:
     """Terminal columns: two for wide (CJK) characters."""
     from rich.cells import cell_len
 
-    return cell_len(_one_line(text))
+    return cell_len(one_line(text))
 
 
 def _fit(text: str, width: int) -> str:
     """`text` padded, or cut with an ellipsis, to `width` terminal columns."""
     from rich.cells import set_cell_size
 
-    text = _one_line(text)
+    text = one_line(text)
     return set_cell_size(text, width) if _cells(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
@@ -104,6 +104,6 @@ def _right(text: str, width: int) -> str:
     return " " * (width - _cells(text)) + text
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Control characters, line ends among them, would break the table (or drive the terminal): shown escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

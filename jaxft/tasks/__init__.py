@@ -19,6 +19,7 @@ TASKS = {
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",
+    "seq2seq": "jaxft.tasks.seq2seq:Seq2Seq",
     "span_corruption": "jaxft.tasks.span_corruption:SpanCorruption",
     "token_cls": "jaxft.tasks.token_cls:TokenCls",
 }

@@ -76,7 +76,7 @@ def test_a_second_stream_compiles_nothing(folder):
 def test_a_letter_of_several_tokens_comes_whole(folder, monkeypatch):
     made = generator(folder, max_new_tokens=5)
     ids = made.encoder.whole(["é日"], special=False)[0]
-    monkeypatch.setattr(made, "_ended", lambda written: ids[: len(written)].tolist())
+    monkeypatch.setattr(made.texts, "ended", lambda written: ids[: len(written)].tolist())
     assert list(made.stream(made.encoder.whole(["x"])[0])) == ["é", "日"]
 
 

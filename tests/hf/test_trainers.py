@@ -18,6 +18,7 @@ SPECIAL = {  # ids of the padding, the end of a text, the mask
     "bpe": (0, 0, None),
     "char": (0, 0, None),
     "sentinels": (0, 1, None),
+    "seq2seq": (0, 1, None),
 }
 
 
@@ -64,12 +65,12 @@ def test_training_again_in_another_process_gives_the_same_file(trained, tmp_path
 
 
 def test_documents_are_whole_and_end_once(trained):
-    _, _, encoder = trained
+    name, _, encoder = trained
     long = " ".join(TEXTS * 100)
     for text, one in zip(
         [long, *TEXTS], encoder.encode_documents([(text, None) for text in [long, *TEXTS]]), strict=True
     ):
-        (ids,) = encoder.whole([text])
+        (ids,) = encoder.whole([text], special=name == "wordpiece")
         end = encoder.named.get("eos_token")
         assert one.ids.tolist() == ids.tolist() + ([] if end is None else [end]) and not one.truncated
         assert one.ids.dtype == one.types.dtype == np.uint32 and len(one.types) == len(one.ids)
@@ -81,7 +82,14 @@ def test_a_text_that_brings_its_end_gets_no_other(tmp_path):
     assert (one.ids == encoder.named["eos_token"]).sum() == 1
 
 
-@pytest.mark.parametrize("name", ["bpe", "char", "sentinels"])
+@pytest.mark.parametrize("name", ["sentinels", "seq2seq"])
+def test_of_an_encoder_decoder_every_text_ends_also_one_that_is_cut(name, tmp_path):
+    encoder = make(name, tmp_path)
+    for one in encoder.encode([(text, None) for text in TEXTS], 5):
+        assert len(one.ids) == 5 and one.ids[-1] == encoder.named["eos_token"] and one.truncated
+
+
+@pytest.mark.parametrize("name", ["bpe", "char", "sentinels", "seq2seq"])
 def test_what_is_written_is_what_was_read(name, tmp_path):
     encoder = make(name, tmp_path)
     assert [encoder.text(ids) for ids in encoder.whole(TEXTS)] == TEXTS
@@ -95,6 +103,7 @@ def test_words_begin_where_a_space_or_no_hash_mark_says_so(trained):
         "wordpiece": lambda piece: not piece.startswith("##"),
         "bpe": lambda piece: piece.startswith("\u0120"),
         "sentinels": lambda piece: piece.startswith("\u0120"),
+        "seq2seq": lambda piece: piece.startswith("\u0120"),
         "char": lambda piece: True,
     }[name]
     special_V = vocabulary.of(encoder).special_V

@@ -1,0 +1,38 @@
+"""A hub folder that makes texts of texts, ready to be scored: what evaluate runs of such a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxft import scoring
+from jaxft.classifier import Classifier
+from jaxft.generation import settings
+from jaxft.hf import hub
+from jaxft.inputs.seq2seq import add_texts
+from jaxft.registry import call
+from jaxft.tasks import TASKS
+from jaxft.tasks.seq2seq import ALL
+from jaxft.texts import Texts, wanted
+
+
+class Translator(Classifier):
+    """As Classifier, of pairs. What is written is as the folder's generation_config.json says."""
+
+    def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
+        super().__init__(source, task=task, length=length, dtype=dtype)
+        hub_says, cfg = wanted(hub.resolve(source)), self.net.cfg
+        flags = {"temperature": 0, "max_new_tokens": hub_says.get("max_new_tokens", self.task.max_new_tokens)}
+        chosen, _ = settings.read(hub_says, flags, pad=cfg.pad_id, eos=(cfg.eos_id,), decoder=False)
+        self.start = hub_says.get("decoder_start_token_id", cfg.start_id)
+        self.texts = Texts(self.net, chosen, batch=self.rows, start=self.start, seed=0)
+        self._apart = self.net.apart(self.params, keep=True)
+
+    def task_of(self, hf: Mapping[str, Any], reads: str, options: Mapping[str, Any]) -> Any:
+        """The task of the run, which now writes a text for every row."""
+        return call(TASKS, {**options, "write_last": ALL}, "task")
+
+    def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
+        held = self.reader.pairs(examples, places, self.task)
+        batches = held.eval_batches(batch=self.rows, process=0, processes=1)
+        scoring.score(self.eval_step, self.params, batches, meter, self.where)
+        used = sorted(held.plan.examples.tolist())
+        add_texts(meter, held, used, [examples[i] for i in used], self.texts, self._apart, self.reader.target_encoder)
