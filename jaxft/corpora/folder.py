@@ -1,5 +1,6 @@
 """The folder of a corpus: what it is made of, and whether it may be gone on with."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Mapping
@@ -78,6 +79,12 @@ def check_libraries() -> None:
     missing = [library for library, found in versions().items() if found == "not installed"]
     if missing:
         raise UserError(f"preparing a corpus needs {', '.join(missing)}: pip install 'jaxft[prepare]'")
+
+
+def check_beam() -> None:
+    """Raises UserError where Apache Beam is not installed."""
+    if importlib.util.find_spec("apache_beam") is None:
+        raise UserError("config.beam needs Apache Beam: pip install 'jaxft[prepare,beam]'")
 
 
 def clear(folder: Path) -> None:

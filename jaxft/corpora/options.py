@@ -79,6 +79,7 @@ class Config:
     split: dict  # split -> share of the documents, by a hash of their text; the rest is train
     tokenizer: Tokenizer
     work: Work
+    beam: str  # "": this machine; otherwise options of an Apache Beam pipeline, such as "--runner=DirectRunner"
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
@@ -100,6 +101,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     if "name" not in config.source:
         raise UserError("source.name is missing; source is a call: dict(name=..., options)")
     bind(SOURCES, config.source, "source")
+    if config.beam and config.source["name"] != "files":
+        raise UserError(f"beam={config.beam!r} reads files; source.name={config.source['name']!r} is read here alone")
     assert config.duplicates.signatures or not config.duplicates.near
     return config
 
