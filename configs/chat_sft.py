@@ -1,5 +1,7 @@
 """A chat model: trained on what the assistant says in conversations, and where it stops.
 
+The embedded run took 10 minutes of CPU time, from nothing: perplexity 12.1 on test (docs/results.md).
+
 python -m jaxft.main --config=configs/chat_sft.py            a small Llama from scratch that says what a function is
     for, by its name, and from which library it is; then: python -m jaxft.generate --run=runs/chat_sft --chat
 python -m jaxft.main --config=configs/chat_sft.py:files --config.data.train=train.jsonl    HuggingFaceTB/SmolLM2-360M-

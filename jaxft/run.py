@@ -86,6 +86,7 @@ class Run:
             say(f"{name}: {beside.parameters:,} parameters, which {'train along' if beside.wish.trained else 'stay'}")
         self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
         self.checkpoints.preflight(nbytes(self.plan.abstract))
+        self.inputs = self.inputs.before_training(self)
         self.tracker = Tracker()
         self.state, self.step = self._restore_or_init()
         self.given = companions.given(self.net, config.seed)

@@ -15,6 +15,7 @@ from jaxft.registry import call
 
 SECTIONS = {
     "docchat": dict(data_dir=""),
+    "docpairs": dict(data_dir=""),
     "docstrings": dict(data_dir=""),
     "tfds": dict(builder="tiny", train="train", validation="train[:50%]", test=""),
     "files": dict(validation="", test="", holdout=0.2),
@@ -120,6 +121,9 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
             if is_pair(row):
                 assert row == again and split.where(index)
                 assert all(type(row[name]) is str and row[name] for name in row if name != "number")
+                continue
+            if "chosen" in row:
+                assert row == again and row["prompt"] and row["chosen"] != row["rejected"] and split.where(index)
                 continue
             assert type(row["label"]) in (int, str) and ({"text", "image"} & row.keys())
             assert all(np.array_equal(again[name], value) for name, value in row.items()) and split.where(index)

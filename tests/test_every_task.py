@@ -33,6 +33,7 @@ ELSEWHERE = dict.fromkeys(("causal_lm", "masked_lm", "span_corruption"), "tasks/
 ELSEWHERE |= {
     "token_cls": "tasks/test_token_runs.py",
     "chat": "tasks/test_chat_runs.py",
+    "dpo": "tasks/test_preference_runs.py",
     "detection": "tasks/test_detection.py",
     "seq2seq": "tasks/test_seq2seq_runs.py",
 }

@@ -2,6 +2,7 @@
 
 DATASETS = {
     "docchat": "jaxft.data.docchat:docchat",
+    "docpairs": "jaxft.data.docchat:docpairs",
     "docstrings": "jaxft.data.docstrings:docstrings",
     "digits": "jaxft.data.digits:digits",
     "number_words": "jaxft.data.number_words:number_words",

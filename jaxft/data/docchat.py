@@ -5,6 +5,7 @@ the second one the library that it is from. A model has to make up what a functi
 name; what library the two speak of it can tell.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,6 +34,26 @@ def docchat(*, data_dir: str) -> Dataset:
         rows = [{"messages": messages} for _, messages in found]
         splits[name] = _split(split, rows, [i for i, _ in found])
     return Dataset("docchat", splits, {})
+
+
+def docpairs(*, data_dir: str) -> Dataset:
+    """The first question of each of these conversations with its answer, and the answer to another one.
+
+    Rows {"prompt", "chosen", "rejected"}, all texts.
+    """
+    known = docchat(data_dir=data_dir)
+    return Dataset("docpairs", {name: _paired(split) for name, split in known.splits.items()}, {})
+
+
+def _paired(split: Split) -> Split:
+    said = [[message["content"] for message in row["messages"]] for row in split.rows]
+    # Docstrings of one library stand together; half way through the split there is another one.
+    others = [said[(i + len(said) // 2) % len(said)][1] for i in range(len(said))]
+    rows = [
+        {"prompt": asked, "chosen": answer, "rejected": other}
+        for (asked, answer, *_), other in zip(said, others, strict=True)
+    ]
+    return dataclasses.replace(split, rows=rows, fingerprint=fingerprint(docchat=split.fingerprint, pairs=True))
 
 
 def _split(split: Split, rows: list[dict[str, Any]], at: list[int]) -> Split:

@@ -18,6 +18,7 @@ INPUTS = {
     "chat": "jaxft.inputs.chat",
     "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
+    "responses": "jaxft.inputs.responses",
     "words": "jaxft.inputs.words",
     "seq2seq": "jaxft.inputs.seq2seq",
 }
@@ -25,7 +26,7 @@ INPUTS = {
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "words", "seq2seq")
+    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "responses", "words", "seq2seq")
 
 
 def of(task: Any, family: Any) -> Any:

@@ -65,6 +65,10 @@ class Inputs(abc.ABC):
         lengths = self.lengths.astype(np.float64)
         return float((lengths**2).sum() / lengths.sum())
 
+    def before_training(self, run: Any) -> "Inputs":
+        """These inputs with what the weights that `run` begins with say of them, where the task asks for that."""
+        return self
+
     def identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to see the same batches."""
         return {f"data.{split}": held.fingerprint for split, held in self.caches.items()}

@@ -3,6 +3,7 @@
 import datetime
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,65 @@ from jaxft.tasks import Example
 placeholders = text.placeholders
 
 
-def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
-    """As text.prepare, of conversations. Raises UserError also where there is no chat template."""
-    length = text.checked_length(config, cfg)
-    task, dataset = read(config, hf_folder, say)
-    train = dataset.splits["train"]
-    encoder = text.encoder_of(config, task, train, folder, hf_folder, say)
-    template = chat.Template(hf_folder or folder, task.template, functools.partial(_midnight, _day(task.date)))
-    example = functools.partial(_example, task, template, ends_of(encoder))
-    _warn_where_nothing_ends(example, train, ends_of(encoder), say)
-    caches, plans = text.packed(
-        config,
-        dataset,
-        lambda split: tokens.build(
+@dataclass(frozen=True)
+class Opened:
+    """The data of a run, and what makes tokens of the conversations in them. `ends`: the tokens that may end a turn."""
+
+    task: Any
+    dataset: Any
+    encoder: tokenizer.TextEncoder
+    template: chat.Template
+    ends: tuple[str, ...]
+    length: int
+
+    def example(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, last: bool) -> Example:
+        """Raises BadRow where the template refuses it."""
+        return Example(self.template.pieces(messages, tools, last=last, ends=self.ends), None, None)
+
+    def cache_of(self, split: Any, example: Callable[[Mapping[str, Any]], Any], on_bad: str, **key: str) -> Any:
+        """The token cache of a split, from the private cache folder where it is already there."""
+        key |= {"tokenizer": self.encoder.fingerprint, "template": self.template.identity}
+        return tokens.build(
             split,
             example,
-            functools.partial(_encode, encoder, length, task.too_long),
-            key={
-                "tokenizer": encoder.fingerprint,
-                "template": template.identity,
-                "task": repr(task),
-                "length": str(length),
-            },
+            functools.partial(_encode, self.encoder, self.length, self.task.too_long),
+            key=key | {"task": repr(self.task), "length": str(self.length)},
             folder=str(cache.private_dir("tokens")),
-            on_bad=config.input.on_bad,
-        ),
+            on_bad=on_bad,
+        )
+
+
+def opened(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> Opened:
+    """Reads the data, fits the task to them, trains a tokenizer where there is none. Raises UserError."""
+    length = text.checked_length(config, cfg)
+    task, dataset = read(config, hf_folder, say)
+    day = _day(task.date)
+    encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
+    template = chat.Template(
+        hf_folder or folder, task.template, lambda: datetime.datetime.combine(day, datetime.time())
+    )
+    added = encoder.tokenizer.get_added_tokens_decoder().values()
+    ends = tuple(token.content for token in added if token.special)
+    return Opened(task, dataset, encoder, template, ends, length)
+
+
+def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
+    """As text.prepare, of conversations. Raises UserError also where there is no chat template."""
+    data = opened(config, cfg, folder, hf_folder, say)
+    task = data.task
+
+    def example(row: Mapping[str, Any]) -> Example:
+        return data.example(task.messages(row), task.tools_of(row), last=task.turns == "last")
+
+    warn_where_nothing_ends(example, data.dataset.splits["train"], data.ends, say)
+    caches, plans = text.packed(
+        config,
+        data.dataset,
+        lambda split: data.cache_of(split, example, config.input.on_bad),
         say,
         "tokens of the assistant",
     )
-    return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
-
-
-def ends_of(encoder: tokenizer.TextEncoder) -> tuple[str, ...]:
-    """The texts of special tokens, one of which ends a turn."""
-    added = encoder.tokenizer.get_added_tokens_decoder().values()
-    return tuple(token.content for token in added if token.special)
-
-
-def _example(task: Any, template: chat.Template, ends: Sequence[str], row: Mapping[str, Any]) -> Example:
-    pieces = template.pieces(task.messages(row), task.tools_of(row), last=task.turns == "last", ends=ends)
-    return Example(pieces, None, None)
+    return text.TextInputs(task, hf_folder, data.dataset.splits, caches, data.encoder, data.length, plans)
 
 
 def _encode(
@@ -81,7 +101,7 @@ def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> tur
     return LeftOut((), (), False, reason, bad=too_long == "stop")
 
 
-def _warn_where_nothing_ends(example: Callable[[Any], Example], split: Any, ends: Sequence[str], say: Say) -> None:
+def warn_where_nothing_ends(example: Callable[[Any], Example], split: Any, ends: Sequence[str], say: Say) -> None:
     """Says so where the first conversation has no token that ends what the assistant says."""
     for i in range(len(split.rows)):
         try:
@@ -101,10 +121,6 @@ def _day(date: str) -> datetime.date:
         return datetime.date.fromisoformat(date)
     except ValueError:
         raise UserError(f"task.date={date!r} must be a day as year-month-day, such as '2026-01-31'") from None
-
-
-def _midnight(day: datetime.date) -> datetime.datetime:
-    return datetime.datetime.combine(day, datetime.time())
 
 
 def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:

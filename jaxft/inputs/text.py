@@ -109,21 +109,28 @@ def prepare(
     return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
 
 
+def _plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:
+    """Rows hold examples in random company, of all splits by the same seed."""
+    shape = dict(row_length=config.input.length, max_segments=config.input.pack, seed=config.seed)
+    return {name: pack.plan(held.lengths, **shape) for name, held in caches.items()}
+
+
 def packed(
-    config: Config, dataset: Any, cache_of: Callable[[Any], Any], say: Say, what: str = "words"
+    config: Config,
+    dataset: Any,
+    cache_of: Callable[[Any], Any],
+    say: Say,
+    what: str = "words",
+    plans_of: Callable[[Config, dict[str, Any]], dict[str, Any]] = _plans,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(caches, plans) of all splits, whose numbers are said; `what` has labels where tokens have them."""
-    caches, plans, length = {}, {}, config.input.length
-    for name, split in dataset.splits.items():
-        caches[name] = cache_of(split)
-        # Rows hold examples in random company, of all splits by the same seed.
-        plans[name] = pack.plan(
-            caches[name].lengths, row_length=length, max_segments=config.input.pack, seed=config.seed
-        )
-        counts, plan = caches[name].counts, plans[name]
+    caches = {name: cache_of(split) for name, split in dataset.splits.items()}
+    plans = plans_of(config, caches)
+    for name, plan in plans.items():
+        counts = caches[name].counts
         say(
             f"{name}: {kept(counts)}"
-            + (f", {counts['truncated']:,} cut to {length} tokens" if counts["truncated"] else "")
+            + (f", {counts['truncated']:,} cut to {config.input.length} tokens" if counts["truncated"] else "")
             + (f", {counts['lost']:,} {what} lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
@@ -179,12 +186,13 @@ def _cache(task: Any, encoder: Any, encode: Encode, split: Any, length: int, on_
 def _texts(task: Any, split: Any) -> Iterator[str]:
     for row in split.rows:
         try:
-            example = task.example(row)
+            made = task.example(row)
         except BadRow:
             continue  # counted, or refused, when the token cache is built
-        yield example.text if isinstance(example.text, str) else " ".join(example.text)
-        if example.pair:
-            yield example.pair
+        for example in made if isinstance(made, list) else [made]:
+            yield example.text if isinstance(example.text, str) else " ".join(example.text)
+            if example.pair:
+                yield example.pair
 
 
 class Reader(base.Reader):

@@ -66,11 +66,36 @@ class VocabLogits:
         al. 2022, section 5).
         """
         how = _How(self.softcap, self.vocab, smoothing, z)
-        counts_BL = (labels_BL >= 0) & (labels_BL < self.vocab) & (labels_BL != IGNORE) & (weights_BL > 0)
-        weights_BL = jnp.where(counts_BL, weights_BL.astype(jnp.float32), 0)
+        weights_BL = self._counting(labels_BL, weights_BL)
         summed: Any = _summed(how, self.x_BLD, self.table_VD, self.bias_V, labels_BL, weights_BL)
         (loss, hits), weight = summed, weights_BL.sum()
         return {"loss": (loss, weight), "accuracy": (hits, weight)}
+
+    def _counting(self, labels_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:
+        """The weights, 0 where the label is no word."""
+        counts_BL = (labels_BL >= 0) & (labels_BL < self.vocab) & (labels_BL != IGNORE) & (weights_BL > 0)
+        return jnp.where(counts_BL, weights_BL.astype(jnp.float32), 0)
+
+    def log_probabilities(self, labels_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:
+        """The logarithm of the probability of each label by its weight, float32 [B, L]; labels as for cross_entropy.
+
+        Of their gradients, too, no more than a piece's logits are held: the backward pass computes them again.
+        """
+        how = _How(self.softcap, self.vocab, 0.0, 0.0)
+        B, L = labels_BL.shape
+
+        def of(piece: Any) -> jax.Array:
+            x, labels, weights = piece
+            # Made less precise in here, so that the table's gradients add up in its own dtype.
+            words_VD = table_VD.astype(x.dtype)
+            return -_losses(how, x, words_VD, self.bias_V, labels, weights)[0]
+
+        table_VD = _whole_rows(self.table_VD, self.table_VD.dtype)
+        logs_NBL = jax.lax.map(
+            jax.checkpoint(of),
+            _pieces(table_VD.shape[0], self.x_BLD, labels_BL, self._counting(labels_BL, weights_BL)),
+        )
+        return jnp.moveaxis(logs_NBL, 0, 1).reshape(B, -1)[:, :L]
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,7 @@ def _product_backward(saved: Any, g_BLV: jax.Array) -> tuple[jax.Array, jax.Arra
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _loss(
+def _losses(
     how: _How,
     x_BLD: jax.Array,
     table_VD: jax.Array,
@@ -122,20 +147,26 @@ def _loss(
     labels_BL: jax.Array,
     weights_BL: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """(summed loss, summed hits) of a piece; what has no weight adds 0 to them and to every gradient."""
+    """(loss, hits) of each token of a piece by its weight; what has none adds 0 to every gradient."""
     x_BLD = jnp.where((weights_BL > 0)[..., None], x_BLD, 0)
     logits_BLV = constrain(_logits(x_BLD, table_VD, bias_V, how.softcap), "BLV")
     word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
     inside = jnp.where(word_V < how.vocab, logits_BLV, -jnp.inf)
     # A comparison instead of a gather: the words may be shared out over devices.
     target_BL = jnp.where(word_V == labels_BL[..., None], logits_BLV, 0).sum(-1)
-    hits = ((target_BL >= inside.max(-1)) * weights_BL).sum()
+    hit_BL = (target_BL >= inside.max(-1)) * weights_BL
     logsumexp_BL = jax.nn.logsumexp(inside, axis=-1)
     if how.smoothing:
         mean_BL = jnp.where(word_V < how.vocab, logits_BLV, 0).sum(-1) / how.vocab
         target_BL = (1 - how.smoothing) * target_BL + how.smoothing * mean_BL
     loss_BL = logsumexp_BL - target_BL + how.z * jnp.square(logsumexp_BL)
-    return (loss_BL * weights_BL).sum(), jax.lax.stop_gradient(hits)
+    return loss_BL * weights_BL, jax.lax.stop_gradient(hit_BL)
+
+
+def _loss(how: _How, *piece: Any) -> tuple[jax.Array, jax.Array]:
+    """(summed loss, summed hits) of a piece."""
+    loss_BL, hit_BL = _losses(how, *piece)
+    return loss_BL.sum(), hit_BL.sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -48,12 +48,17 @@ class Conversations:
     reads: ClassVar[str] = "chat"
     head: ClassVar[str] = "causal_lm"
     outputs: ClassVar[int] = 0  # logits are over the vocabulary
+    dialects: ClassVar[tuple[str, ...]] = tuple(DIALECTS)
     read: ClassVar[float] = 1.0  # share of a row's tokens whose vectors the head is given
 
     def check_options(self) -> None:
-        for option, known in (("dialect", tuple(DIALECTS)), ("too_long", ("cut", "drop", "stop"))):
+        for option, known in (("dialect", self.dialects), ("too_long", ("cut", "drop", "stop"))):
             one_of(f"task.{option}", getattr(self, option), known)
         object.__setattr__(self, "text", tuple(self.text))
+        self.check_dialect()
+
+    def check_dialect(self) -> None:
+        """Raises UserError where the columns are not those of the dialect."""
         columns, what = DIALECTS[self.dialect]
         if len(self.text) != columns:
             raise UserError(f"task.text={self.text!r}: dialect {self.dialect!r} has {columns} columns: {what}")
@@ -84,7 +89,8 @@ class Conversations:
                 raise BadRow(f"{column!r} has lists of several lengths")
             value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]  # of TFDS
         if not isinstance(value, list) or not value:
-            raise BadRow(f"{column!r} must be {DIALECTS[self.dialect][1]}, with one at least")
+            kind = "{from, value}" if self.dialect == "sharegpt" else "{role, content}"
+            raise BadRow(f"{column!r} must be a list of {kind}, with one at least")
         read = _shared if self.dialect == "sharegpt" else _message
         return [read(one, f"{column!r}: turn {number}") for number, one in enumerate(value, 1)]
 

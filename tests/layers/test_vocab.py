@@ -122,3 +122,26 @@ def test_words_are_drawn_by_their_probability_whatever_the_pieces_and_the_mesh(m
         alike.append(jax.jit(few.sample)(jax.random.key(1)))
     assert (np.asarray(alike) == np.asarray(alike[0])).all() and len(np.unique(alike[0])) > 3
     assert (few.sample(jax.random.key(2)) != alike[0]).any()
+
+
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_log_probabilities_and_their_gradients_are_those_of_each_token(pieces, softcap):
+    x, table, bias, labels, weights = given()
+    pull_BL = jnp.asarray(np.random.default_rng(1).normal(size=(B, L)), jnp.float32)
+
+    def ours(x, table, bias):
+        return VocabLogits(x, table, bias, softcap, WORDS).log_probabilities(labels, weights)
+
+    def theirs(x, table, bias):
+        logits = x @ table.T + bias[None, None]
+        logits = (softcap * jnp.tanh(logits / softcap) if softcap else logits)[..., :WORDS]
+        counts = (labels >= 0) & (labels < WORDS)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(counts, labels, 0)[..., None], -1)[..., 0]
+        return jnp.where(counts, picked * weights, 0)
+
+    np.testing.assert_allclose(jax.jit(ours)(x, table, bias), theirs(x, table, bias), **TOLERANCE)
+    found, expected = (
+        jax.jit(jax.grad(lambda *args, f=f: (f(*args) * pull_BL).sum(), (0, 1, 2)))(x, table, bias)
+        for f in (ours, theirs)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), found, expected)

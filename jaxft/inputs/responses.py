@@ -1,0 +1,128 @@
+"""Responses to prompts that share a row: a pair that is compared, or one and what tells its baseline."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft import reference
+from jaxft.config import Config
+from jaxft.data import pack
+from jaxft.data.pipeline import Batch
+from jaxft.data.source import Split
+from jaxft.inputs import chat, text
+from jaxft.inputs.base import Say
+from jaxft.registry import BadRow
+from jaxft.tasks import Example
+from jaxft.tasks.preference import ANOTHER
+
+placeholders = text.placeholders
+beside = chat.beside
+
+
+@dataclass(frozen=True)
+class ResponseInputs(text.TextInputs):
+    """`kinds`: split -> what each example is (tasks.preference), int32 [X].
+
+    `reference`: split -> the logarithm of its probability before training, float32 [X]; empty where none is needed.
+    """
+
+    kinds: dict[str, np.ndarray]
+    reference: dict[str, np.ndarray]
+
+    def before_training(self, run: Any) -> "ResponseInputs":
+        if not self.task.needs_reference:
+            return self
+        return dataclasses.replace(self, reference=reference.of(run, self))
+
+    def identity(self) -> dict[str, str]:
+        told = {f"reference.{split}": reference.digest(array) for split, array in self.reference.items()}
+        return super().identity() | told
+
+    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+        for batch in super().train_batches(config, start, process, processes):
+            yield self._with("train", batch)
+
+    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+        for one in super().eval_batches(split, batch, process, processes):
+            yield self._with(split, one)
+
+    def _with(self, split: str, batch: Batch) -> Batch:
+        """With kind, int32 [B, S], -1 of empty slots, and reference, float32 [B, S]."""
+        example_BS = batch["example"]
+        batch = batch | {"kind": np.where(example_BS < 0, -1, self.kinds[split][example_BS]).astype(np.int32)}
+        if split not in self.reference:
+            return batch
+        reference_BS = np.where(example_BS < 0, 0, self.reference[split][example_BS])
+        return batch | {"reference": reference_BS.astype(np.float32)}
+
+
+def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> ResponseInputs:
+    """As chat.prepare. `input.length` is the most tokens of a prompt with a response, `input.pack` the most groups of
+    them that share a row, which has room for the responses of one group."""
+    data = chat.opened(config, cfg, folder, hf_folder, say)
+    task, splits = data.task, data.dataset.splits
+    if task.objective == "kto":
+        splits = {name: dataclasses.replace(split, rows=WithAnother(split, task)) for name, split in splits.items()}
+    dataset = dataclasses.replace(data.dataset, splits=splits)
+
+    def example(row: Mapping[str, Any]) -> list[Example]:
+        return [data.example(messages, task.tools_of(row), last=True) for messages, _ in task.responses(row)]
+
+    chat.warn_where_nothing_ends(lambda row: example(row)[0], splits["train"], data.ends, say)
+    caches, plans = text.packed(
+        config,
+        dataset,
+        lambda split: data.cache_of(split, example, config.input.on_bad),
+        say,
+        "tokens of responses",
+        plans_of=_plans,
+    )
+    kinds = {name: _kinds(task, splits[name], held) for name, held in caches.items()}
+    length = _row_length(config, caches)
+    return ResponseInputs(task, hf_folder, splits, caches, data.encoder, length, plans, kinds, {})
+
+
+def _row_length(config: Config, caches: Mapping[str, Any]) -> int:
+    return config.input.length * max(int(np.diff(held.begins).max()) for held in caches.values())
+
+
+def _plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:
+    shape = dict(row_length=_row_length(config, caches), max_groups=config.input.pack, seed=config.seed)
+    return {name: pack.plan_groups(held.lengths, held.begins, **shape) for name, held in caches.items()}
+
+
+def _kinds(task: Any, split: Split, held: Any) -> np.ndarray:
+    """What each example of a cache is; all rows are alike unless a column tells."""
+    first_G = held.begins[:-1]
+    rows_G = held.row[first_G] if task.label else held.row[first_G[:1]]
+    kinds_GP = np.array([[kind for _, kind in task.responses(split.rows[int(row)])] for row in rows_G], np.int32)
+    return np.broadcast_to(kinds_GP, (len(first_G), kinds_GP.shape[1])).reshape(-1)
+
+
+class WithAnother(Sequence[Mapping[str, Any]]):
+    """The rows of a split, each with an answer to another prompt: that of the next row which has one."""
+
+    def __init__(self, split: Split, task: Any):
+        self._rows, self._task = split.rows, task
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._rows[index]
+        *prompt, answer = self._first(row)
+        for step in range(1, len(self)):
+            try:
+                *other, another = self._first(self._rows[(index + step) % len(self)])
+            except BadRow:
+                continue
+            if other != prompt and another != answer:
+                return {**row, ANOTHER: another}
+        raise BadRow("no other row has another prompt, and so nothing tells the baseline of 'kto'")
+
+    def _first(self, row: Mapping[str, Any]) -> Sequence[Any]:
+        return self._task.responses(row)[0][0]

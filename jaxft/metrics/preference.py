@@ -1,0 +1,43 @@
+"""Scores of preferences: rewards, which are beta times the logarithm of policy over reference."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxft.metrics import table
+from jaxft.metrics.meters import Meter
+
+REWARDS = ("chosen_reward", "rejected_reward")
+
+
+class PreferenceMeter(Meter):
+    """`examples` are pairs, or single responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right = 0.0
+        self.rewards = {name: np.zeros(2) for name in REWARDS}
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        loss_sum, weight = (float(x) for x in sums["loss"])
+        self.add_loss(loss_sum, weight, round(weight))
+        self.right += float(sums["accuracy"][0])
+        for name, held in self.rewards.items():
+            held += np.asarray(sums[name], np.float64)
+
+    def result(self) -> dict[str, float]:
+        """`margin`: the mean reward of chosen (good) responses above that of the others."""
+        if not self.weight:
+            raise ValueError("no scores of nothing: no response was added")
+        mean = {
+            name: float(total / weight) if weight else float("nan") for name, (total, weight) in self.rewards.items()
+        }
+        margin = mean["chosen_reward"] - mean["rejected_reward"]
+        return {"loss": self.loss, "accuracy": self.right / self.weight, "margin": margin, **mean}
+
+    def report(self) -> dict[str, Any]:
+        return {"examples": self.examples, **self.result()}
+
+    def table(self) -> str:
+        return table.scores(self.report())
