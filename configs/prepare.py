@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         control=dict(name="control", most=0.01),
         whitespace=dict(name="whitespace", runs=False),
         length=dict(name="length", min_characters=40, max_characters=1_000_000),
-        language=dict(name="language", keep=("en",), confidence=0.3),
+        language=dict(name="language", keep=("en",), confidence=0.1),
         # Gopher's limits (Rae et al. 2021, table A1), but docstrings are short, and some are lists.
         quality=dict(
             name="quality",
