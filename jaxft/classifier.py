@@ -38,7 +38,7 @@ class Classifier:
         )
         family = build.family_of(section, hf)
         self.task = self.task_of(hf, inputs.reads(family)[0], task)
-        self.reader = inputs.of(self.task, family).Reader(folder, length)
+        self.reader = inputs.of(self.task, family).Reader(folder, length, self.task)
         _, cfg = build.family_config(section, hf, **self.reader.fields)
         self.reader.fit(cfg)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
@@ -81,4 +81,5 @@ class Classifier:
 
     def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
         """Adds labelled examples to a meter of the task."""
+        meter.tell(examples)
         scoring.score(self.eval_step, self.params, self.reader.batches(examples, places, self.rows), meter, self.where)

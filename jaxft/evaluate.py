@@ -130,13 +130,14 @@ def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], l
 
 def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:
     """Row -> row, with ids of the source's classes, if it has some, replaced by names where these are the model's."""
-    if "label" not in task.columns:
+    names = label_names.get(task.label, ()) if "label" in task.columns else ()
+    if not names:
         return lambda row: row
-    names, classes = label_names.get(task.label, ()), task.hf_config()["label2id"]
+    classes = task.hf_config()["label2id"]
     if not set(names) <= set(classes):
         cli.say(f"labels are read as ids: the data's classes are {', '.join(names)}, the model's {', '.join(classes)}")
-        names = ()
-    return lambda row: {**row, task.label: _named(row[task.label], names)} if names else row
+        return lambda row: row
+    return lambda row: {**row, task.label: _named(row[task.label], names)}
 
 
 def _named(value: Any, names: Sequence[str]) -> Any:

@@ -225,8 +225,9 @@ class Run:
     def score(self, split: str, of: TrainState, *, last: bool = False) -> Any:
         """The task's meter of a split. `last`: this is the end of the run."""
         batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())
-        params = state.weights(of)
-        meter = scoring.score(self.eval_step, params, batches, self.task.meter(), self.batch_sharding)
+        params, meter = state.weights(of), self.task.meter()
+        meter.tell(self.inputs.examples(split))
+        scoring.score(self.eval_step, params, batches, meter, self.batch_sharding)
         if self.author is not None:
             self.author.add(meter, split, params, last=last)
         return meter

@@ -92,4 +92,6 @@ def _theirs(folder: Path, net: Any, given: Batch) -> np.ndarray:
         out = model(**{name: torch.from_numpy(array) for name, array in given.items()})
     if net.head == "multiple_choice":
         return out.logits.numpy().T
+    if net.head == "span":
+        return torch.stack((out.start_logits, out.end_logits), -1).numpy()
     return (out.last_hidden_state if net.head == "vectors" else out.logits).numpy()

@@ -24,6 +24,7 @@ SECTIONS = {
     "digits": dict(),
     "pycode": dict(),
     "summaries": dict(data_dir=""),
+    "docquestions": dict(data_dir=""),
     "images": dict(train="train", validation="", test="", holdout=0.2),
     "prepared": dict(),
 }
@@ -124,6 +125,10 @@ def test_rows_are_plain_random_access_and_repeatable(dataset):
                 continue
             if "chosen" in row:
                 assert row == again and row["prompt"] and row["chosen"] != row["rejected"] and split.where(index)
+                continue
+            if "question" in row:
+                (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+                assert row == again and row["context"][start:].startswith(text) and split.where(index)
                 continue
             assert type(row["label"]) in (int, str) and ({"text", "image"} & row.keys())
             assert all(np.array_equal(again[name], value) for name, value in row.items()) and split.where(index)

@@ -36,6 +36,7 @@ ELSEWHERE |= {
     "dpo": "tasks/test_preference_runs.py",
     "detection": "tasks/test_detection.py",
     "seq2seq": "tasks/test_seq2seq_runs.py",
+    "span_qa": "tasks/test_span_qa.py",
 }
 B, S = 2, 3
 

@@ -5,6 +5,7 @@ DATASETS = {
     "docpairs": "jaxft.data.docchat:docpairs",
     "docstrings": "jaxft.data.docstrings:docstrings",
     "digits": "jaxft.data.digits:digits",
+    "docquestions": "jaxft.data.docquestions:docquestions",
     "number_words": "jaxft.data.number_words:number_words",
     "pycode": "jaxft.data.pycode:pycode",
     "summaries": "jaxft.data.summaries:summaries",

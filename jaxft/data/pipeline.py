@@ -89,28 +89,25 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
     weight (1 = example, 0 = empty slot): float32 [B, S]. label: [B, S] or [B, S, C], 0 in empty slots.
     Where words have labels: label int32 [B, L], -100 where none begins, weight float32 [B, L], and lost int32 [B, S],
     how many words of an example have no token. Where examples come in groups: group and part int32 [B, S], the number
-    of each one's group, -1 in empty slots, and its own within the group.
+    of each one's group, -1 in empty slots, and its own within the group. Where the characters of tokens are known:
+    chars int32 [B, L, 2], -1 of tokens that have none, and row int32 [B, S].
     """
     B, L, S = len(rows_B), row_length, plan.max_segments
-    # E: the examples of the batch, row after row; T: their tokens.
     count_B = np.where(rows_B == EMPTY, 0, plan.offsets[rows_B + 1] - plan.offsets[rows_B])
-    row_E = np.repeat(np.arange(B), count_B)
-    slot_E = _count_within(count_B)
-    example_E = plan.examples[np.repeat(plan.offsets[rows_B], count_B) + slot_E]
+    row_E, slot_E, example_E = _examples(plan, rows_B, count_B)
     source_E = tokens.offsets[example_E]
     length_E = tokens.offsets[example_E + 1] - source_E
     before_E = np.cumsum(length_E) - length_E
-    row_start_E = np.repeat(before_E[slot_E == 0], count_B[count_B > 0])
-    first_E = before_E - row_start_E
+    first_E = before_E - np.repeat(before_E[slot_E == 0], count_B[count_B > 0])  # from its row's start on
 
     position_T = _count_within(length_E)
     source_T = np.repeat(source_E, length_E) + position_T
     target_T = np.repeat(row_E * L + first_E, length_E) + position_T
 
     def tokens_BL(values_T: np.ndarray, empty: int = 0) -> np.ndarray:
-        out = np.full(B * L, empty, np.int32)
+        out = np.full((B * L, *values_T.shape[1:]), empty, np.int32)
         out[target_T] = values_T
-        return out.reshape(B, L)
+        return out.reshape(B, L, *values_T.shape[1:])
 
     def slots_BS(values_E: np.ndarray, dtype: type | np.dtype, empty: int = 0) -> np.ndarray:
         out = np.full((B, S, *values_E.shape[1:]), empty, dtype)
@@ -126,11 +123,21 @@ def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int
         "example": slots_BS(example_E, np.int32, empty=-1),
     }
     batch |= _groups(batch["example"], plan.begins)
+    if tokens.chars is not None:
+        batch["chars"] = tokens_BL(tokens.chars[source_T], empty=-1)
+        batch["row"] = slots_BS(tokens.row[example_E], np.int32)
     label_BS = slots_BS(tokens.labels[example_E], tokens.labels.dtype)
     if tokens.tags is None:
         return batch | {"label": label_BS, "weight": slots_BS(np.ones(len(example_E)), np.float32)}
     label_BL = tokens_BL(tokens.tags[source_T], empty=NO_LABEL)
     return batch | {"label": label_BL, "weight": (label_BL != NO_LABEL).astype(np.float32), "lost": label_BS}
+
+
+def _examples(plan: Plan, rows_B: np.ndarray, count_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row, slot and number of the examples E of a batch, row after row; their tokens are T."""
+    slot_E = _count_within(count_B)
+    example_E = plan.examples[np.repeat(plan.offsets[rows_B], count_B) + slot_E]
+    return np.repeat(np.arange(len(rows_B)), count_B), slot_E, example_E
 
 
 def _groups(example_BS: np.ndarray, begins: np.ndarray | None) -> Batch:

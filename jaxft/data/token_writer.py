@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +78,23 @@ def labels_of(labels: list[Any], encoded: Sequence[Any], where: str) -> tuple[np
     return np.array([lost for _, lost in tagged], np.int32), np.concatenate([tag_T for tag_T, _ in tagged])
 
 
+def spread(chunk: Chunk, encoded: Sequence[Any]) -> tuple[Chunk, Sequence[Any], Counter[str]]:
+    """Examples that were read in several pieces, each of them now an example of the same row; and what was counted.
+
+    `encoded` of such an example is an object with `pieces` and `counts(label)`.
+    """
+    counts: Counter[str] = Counter()
+    if not encoded or not hasattr(encoded[0], "pieces"):
+        return chunk, encoded, counts
+    parted = Chunk()
+    for row, text, label, one in zip(chunk.rows, chunk.texts, chunk.labels, encoded, strict=True):
+        parted.rows += [row] * len(one.pieces)
+        parted.texts += [text] * len(one.pieces)
+        parted.labels += [label] * len(one.pieces)
+        counts.update(one.counts(label))
+    return parted, [piece for one in encoded for piece in one.pieces], counts
+
+
 class LeftOut(NamedTuple):
     """What an encoder gives for an example that is not to be used: why, and whether this makes its row a bad one."""
 
@@ -91,7 +109,7 @@ class TokenWriter:
     """A context: `add` chunks in order, then `finish`.
 
     Writes ids.bin, types.bin, offsets.npy, labels.npy, row.npy, report.json, bad_rows.json and dropped_rows.json into
-    `folder`, and tags.bin where the labels are of tokens.
+    `folder`, tags.bin where the labels are of tokens, and chars.bin where it is known which characters these are.
     """
 
     def __init__(self, folder: Path, split: Split):
@@ -100,6 +118,7 @@ class TokenWriter:
         self._ids = open(folder / "ids.uint32", "wb")  # noqa: SIM115 - closed on leaving
         self._types = open(folder / "types.bin", "wb")  # noqa: SIM115
         self._tags: Any = None
+        self._chars: Any = None
         self._lengths: list[np.ndarray] = []
         self._rows: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
@@ -107,6 +126,7 @@ class TokenWriter:
         self._bad = list(split.bad[:REPORTED])
         self._counts = {"rows": len(split.rows) + len(split.bad), "kept": 0, "bad": len(split.bad)}
         self._counts |= {"dropped": 0, "truncated": 0, "empty": 0, "lost": 0}
+        self._counted: Counter[str] = Counter()
         self._dropped: list[tuple[str, str]] = []
 
     def __enter__(self) -> "TokenWriter":
@@ -115,8 +135,9 @@ class TokenWriter:
     def __exit__(self, *error: object) -> None:
         self._ids.close()
         self._types.close()
-        if self._tags:
-            self._tags.close()
+        for file in (self._tags, self._chars):
+            if file:
+                file.close()
 
     def reject(self, where: str, reason: str) -> None:
         """Counts a bad row."""
@@ -135,6 +156,8 @@ class TokenWriter:
 
     def add(self, chunk: Chunk, encoded: Sequence[Any]) -> None:
         """Raises UserError for an id or type that no tokenizer has, or for labels of another kind than those before."""
+        chunk, encoded, counts = spread(chunk, encoded)
+        self._counted.update(counts)
         lengths = np.fromiter((len(one[0]) for one in encoded), np.int64, len(encoded))
         kept = range(len(chunk.rows))
         if not lengths.all():
@@ -169,10 +192,13 @@ class TokenWriter:
             self._tags = self._tags or open(self._folder / "tags.bin", "wb")  # noqa: SIM115 - closed on leaving
             self._tags.write(tags.data)
             self._counts["lost"] += int(array.sum())
+        if encoded and hasattr(encoded[0], "chars"):
+            self._chars = self._chars or open(self._folder / "chars.bin", "wb")  # noqa: SIM115 - closed on leaving
+            self._chars.write(np.concatenate([one.chars for one in encoded]).data)
 
     def finish(self) -> None:
         """Writes what was gathered."""
-        for file in (self._ids, self._types, self._tags):
+        for file in (self._ids, self._types, self._tags, self._chars):
             if file:
                 file.close()
         dtype = np.uint16 if self._max_id < 2**16 else np.uint32
@@ -182,7 +208,7 @@ class TokenWriter:
         np.save(self._folder / "row.npy", np.concatenate([np.zeros(0, np.int64), *self._rows]))
         np.save(self._folder / "labels.npy", self._joined_labels())
         report = {
-            "counts": self._counts,
+            "counts": self._counts | self._counted,
             "max_id": self._max_id,
             "max_type": self._max_type,
             "id_dtype": np.dtype(dtype).name,

@@ -21,14 +21,15 @@ import numpy as np
 from jaxft import disk
 from jaxft.data import cache_files
 from jaxft.data.source import Split, fingerprint, refuse_bad
-from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of
+from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of, spread
 from jaxft.registry import BadRow, UserError
 
-CODE_VERSION = 4  # raise it when the same input gives other tokens or another layout
+CODE_VERSION = 5  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
 
 # Of texts to (ids, types, truncated) or LeftOut; where tokens have labels to such with a method `tags`: of an example's
-# label the label of each token, and how many there was no token for.
+# label the label of each token, and how many there was no token for; where the characters of tokens are to be known
+# with `chars`. Of a text that was read in several pieces what token_writer.spread takes.
 Encode = Callable[[list[tuple[Any, str | None]]], Sequence[Any]]
 
 
@@ -39,7 +40,8 @@ class TokenCache:
     ids: uint16 or uint32 [tokens], types: uint8 [tokens] (token types), both memory-mapped; offsets: int64 [X + 1];
     labels: int32 or float32 [X], float32 [X, C]; all -100 when the examples have none. Where tokens have labels: tags,
     int32 [tokens], has them (a word's at its first token) and -100 at all others, and labels, int32 [X], how many of an
-    example have no token. row: int64 [X], index in the split.
+    example have no token. chars, int32 [tokens, 2]: where in the second text of a pair a token begins and ends, -1 for
+    tokens of none; None where nobody asked. row: int64 [X], index in the split, the same for pieces of one.
     counts: rows, kept, bad, dropped, truncated, empty (texts), lost (labels without a token). max_id, max_type: largest
     token id and type. bad, dropped: (where, reason) of the first bad rows, and of those that an option leaves out; up
     to a thousand are in bad_rows.json and dropped_rows.json of `folder`.
@@ -53,6 +55,7 @@ class TokenCache:
     offsets: np.ndarray
     labels: np.ndarray
     tags: np.ndarray | None
+    chars: np.ndarray | None
     row: np.ndarray
     counts: dict[str, int]
     max_id: int
@@ -133,13 +136,14 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
 
     An item that is a list of examples gives them all the same `row`, as in `build`.
     """
-    groups = [one if isinstance(one, list) else [one] for one in examples]
-    examples = [example for group in groups for example in group]
-    encoded = encode([(example.text, example.pair) for example in examples])
+    chunk = Chunk()
+    for row, one in enumerate(examples):
+        chunk.append(row, one if isinstance(one, list) else [one])
+    chunk, encoded, counted = spread(chunk, encode(chunk.texts))
     ids, types = flatten(encoded)
     offsets = np.cumsum([0, *(len(one[0]) for one in encoded)], dtype=np.int64)
     truncated = sum(bool(one[2]) for one in encoded)
-    labels, tags = labels_of([example.label for example in examples], encoded, "the first example")
+    labels, tags = labels_of(chunk.labels, encoded, "the first example")
     lost = 0 if tags is None else int(labels.sum())
     counts = dict.fromkeys(("bad", "dropped", "empty"), 0) | {"truncated": truncated, "lost": lost}
     return TokenCache(
@@ -149,8 +153,9 @@ def in_memory(examples: Sequence[Any], encode: Encode) -> TokenCache:
         offsets=offsets,
         labels=labels,
         tags=tags,
-        row=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
-        counts={"rows": len(groups), "kept": len(groups), **counts},
+        chars=np.concatenate([one.chars for one in encoded]) if encoded and hasattr(encoded[0], "chars") else None,
+        row=np.array(chunk.rows, np.int64),
+        counts={"rows": len(examples), "kept": len(examples), **counts, **counted},
         max_id=int(ids.max(initial=0)),
         max_type=int(types.max(initial=0)),
         bad=(),
@@ -177,6 +182,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
         offsets=np.load(path / "offsets.npy"),
         labels=np.load(path / "labels.npy"),
         tags=cache_files.mapped(path / "tags.bin", "int32") if (path / "tags.bin").exists() else None,
+        chars=cache_files.mapped(path / "chars.bin", "int32").reshape(-1, 2) if (path / "chars.bin").exists() else None,
         row=np.load(path / "row.npy"),
         counts=report["counts"],
         max_id=report["max_id"],

@@ -12,6 +12,7 @@ from jaxft import __version__
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TEXT = {"reader": "AutoTokenizer", "name": "tokenizer", "call": 'tokenizer("some text", return_tensors="pt")'}
+QUESTION = {**TEXT, "call": 'tokenizer("a question", "its context", return_tensors="pt")'}
 IMAGE = {
     "reader": "AutoImageProcessor",
     "name": "processor",
@@ -24,6 +25,7 @@ USES = {  # (is it of images, head) -> its name on the hub, the classes that ope
     (False, "seq2seq_lm"): {"pipeline": "text2text-generation", "model": "AutoModelForSeq2SeqLM", **TEXT},
     # The hub has no name for it; what such a model is for is to be fine-tuned.
     (False, "detection"): {"pipeline": "feature-extraction", "model": "AutoModelForPreTraining", **TEXT},
+    (False, "span"): {"pipeline": "question-answering", "model": "AutoModelForQuestionAnswering", **QUESTION},
     (False, "token"): {"pipeline": "token-classification", "model": "AutoModelForTokenClassification", **TEXT},
     (True, "sequence"): {"pipeline": "image-classification", "model": "AutoModelForImageClassification", **IMAGE},
 }

@@ -6,7 +6,7 @@ beside(config, cfg, folder, hf_folder)          writes what stands beside the we
 
 and for the verbs that label rows:
 
-Reader(folder, length)   what a hub folder says of its inputs; examples to batches
+Reader(folder, length, task)   what a hub folder says of its inputs; examples to batches
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ INPUTS = {
     "corpus": "jaxft.inputs.corpus",
     "image": "jaxft.inputs.image",
     "responses": "jaxft.inputs.responses",
+    "windows": "jaxft.inputs.windows",
     "words": "jaxft.inputs.words",
     "seq2seq": "jaxft.inputs.seq2seq",
 }
@@ -26,7 +27,11 @@ INPUTS = {
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return ("image",) if family.KIND == "vision" else ("text", "chat", "corpus", "responses", "words", "seq2seq")
+    return (
+        ("image",)
+        if family.KIND == "vision"
+        else ("text", "chat", "corpus", "responses", "words", "seq2seq", "windows")
+    )
 
 
 def of(task: Any, family: Any) -> Any:

@@ -59,6 +59,10 @@ class Inputs(abc.ABC):
         """What adds texts that `net` writes to the meter of an evaluation; None: nothing does."""
         return None
 
+    def examples(self, split: str) -> "Examples":
+        """What the task makes of the split's rows."""
+        return Examples(self.splits[split].rows, self.task.example)
+
     @property
     def attended(self) -> float:
         """Over how many tokens a training token attends, on average: sum of squares / sum of the lengths."""
@@ -77,6 +81,19 @@ class Inputs(abc.ABC):
         """Where the examples of a training batch were read: "train.jsonl:17"."""
         rows = self.caches["train"].row[batch["example"][batch["example"] >= 0]]
         return [self.splits["train"].where(int(row)) for row in rows]
+
+
+class Examples(Sequence[Any]):
+    """Rows as a task's examples, each made when it is asked for, which may raise BadRow."""
+
+    def __init__(self, rows: Sequence[Any], example: Callable[[Any], Any]):
+        self._rows, self._example = rows, example
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._example(self._rows[index])
 
 
 class Reader(abc.ABC):

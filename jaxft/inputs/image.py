@@ -125,7 +125,7 @@ class Reader(base.Reader):
 
     most = 256  # examples to hold at once: 150 KB each at 224 x 224 pixels
 
-    def __init__(self, folder: Path, length: int):
+    def __init__(self, folder: Path, length: int, task: Any):
         if length:
             raise UserError(f"--length={length}: an image has as many tokens as the model gives it; leave it out")
         self._folder = folder

@@ -211,7 +211,7 @@ class Reader:
 
     most = 4096
 
-    def __init__(self, folder: Path, length: int):
+    def __init__(self, folder: Path, length: int, task: Any):
         self._folder, self._wanted = folder, length
         self._encoder, self.target_encoder = tokenizer.load(folder), tokenizer.load(folder, target=True)
         self.fields = {"pad_id": self._encoder.pad_id}

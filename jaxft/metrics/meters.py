@@ -5,7 +5,7 @@ choice of the best checkpoint), report() -> everything, JSON-able, and table() -
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,11 @@ class Meter(abc.ABC):
 
     def __init__(self) -> None:
         self.loss_sum, self.weight, self.examples = 0.0, 0.0, 0
+        self.told: Sequence[Any] = ()
+
+    def tell(self, examples: Sequence[Any]) -> None:
+        """Whose batches come next: for meters that need more than these hold."""
+        self.told = examples
 
     @abc.abstractmethod
     def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:

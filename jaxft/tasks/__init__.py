@@ -22,6 +22,7 @@ TASKS = {
     "regression": "jaxft.tasks.regression:Regression",
     "seq2seq": "jaxft.tasks.seq2seq:Seq2Seq",
     "span_corruption": "jaxft.tasks.span_corruption:SpanCorruption",
+    "span_qa": "jaxft.tasks.span_qa:SpanQa",
     "token_cls": "jaxft.tasks.token_cls:TokenCls",
 }
 
@@ -54,7 +55,8 @@ class Companion(NamedTuple):
     export: bool = False  # as a folder of its own, hf-<name>
 
 
-OF_TOKENS = "ForTokenClassification"  # how the architectures end that have a token head
+OF_ANSWERS = "ForQuestionAnswering"  # how the architectures end that have a span head
+OF_TOKENS = "ForTokenClassification"  # and those that have a token head
 _PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
     "text": {
         "single_label_classification": "cls",
@@ -70,9 +72,11 @@ def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) 
 
     `reads` is what its model reads. `options` are those of the task: columns that have other names than
     the task's own, and what config.json has no field for.
-    A model of tokens is known by its architecture. As in transformers, another config without problem_type regresses
-    with one output and classifies with more. Raises UserError for a config that names no classes.
+    A model of tokens or of answers is known by its architecture. As in transformers, another config without
+    problem_type regresses with one output and classifies with more. Raises UserError for one that names no classes.
     """
+    if _is(hf, OF_ANSWERS):
+        return _made("span_qa", hf, options)
     if not isinstance(hf.get("id2label"), Mapping) or not hf["id2label"]:
         raise UserError(
             "config.json has no id2label: this is not a fine-tuned classifier or regressor. Of a language model "
@@ -80,12 +84,19 @@ def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) 
         )
     guess = "regression" if len(hf["id2label"]) == 1 else "single_label_classification"
     problem, known = hf.get("problem_type") or guess, _PROBLEMS[reads]
-    if any(str(name).endswith(OF_TOKENS) for name in hf.get("architectures") or ()):
-        task = lookup(TASKS, "token_cls", "task.name")
-    elif problem in known:
-        task = lookup(TASKS, known[problem], "task.name")
-    else:
+    if _is(hf, OF_TOKENS):
+        return _made("token_cls", hf, options)
+    if problem not in known:
         raise UserError(f"config.json: problem_type={problem!r} is not known; known: {', '.join(known)}")
+    return _made(known[problem], hf, options)
+
+
+def _is(hf: Mapping[str, Any], architecture: str) -> bool:
+    return any(str(name).endswith(architecture) for name in hf.get("architectures") or ())
+
+
+def _made(name: str, hf: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    task = lookup(TASKS, name, "task.name")
     options = task.columns | options
     check_options(task.from_hf, options, "task", ("config",))
     return task.from_hf(hf, **options)
