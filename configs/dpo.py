@@ -1,5 +1,7 @@
 """Preferences: a model that is made to give the chosen response rather than the rejected one (DPO, IPO, ORPO, KTO).
 
+The embedded run took 7 minutes of CPU time, from nothing: 0.78 of the pairs of test are right (docs/results.md).
+
 python -m jaxft.main --config=configs/dpo.py                 a small Llama from scratch that prefers what a function's
     docstring says to what another one's says
 python -m jaxft.main --config=configs/dpo.py:files --config.data.train=train.jsonl    HuggingFaceTB/SmolLM2-360M-

@@ -11,7 +11,7 @@ from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import tokens
 from jaxft.data.token_writer import LeftOut
-from jaxft.hf import chat, tokenizer, turns
+from jaxft.hf import chat, generation, tokenizer, turns
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, read
 from jaxft.registry import BadRow, UserError
@@ -70,7 +70,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     def example(row: Mapping[str, Any]) -> Example:
         return data.example(task.messages(row), task.tools_of(row), last=task.turns == "last")
 
-    warn_where_nothing_ends(example, data.dataset.splits["train"], data.ends, say)
+    warn_of_ends(example, data.dataset.splits["train"], data, hf_folder, say)
     caches, plans = text.packed(
         config,
         data.dataset,
@@ -101,19 +101,32 @@ def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> tur
     return LeftOut((), (), False, reason, bad=too_long == "stop")
 
 
-def warn_where_nothing_ends(example: Callable[[Any], Example], split: Any, ends: Sequence[str], say: Say) -> None:
-    """Says so where the first conversation has no token that ends what the assistant says."""
+def warn_of_ends(example: Callable[[Any], Example], split: Any, data: Opened, hf_folder: Path | None, say: Say) -> None:
+    """Says so where the first conversation has no token that ends what the assistant says, or none that ends texts."""
     for i in range(len(split.rows)):
         try:
-            learned = example(split.rows[i]).text[1::2]
+            last = example(split.rows[i]).text[1::2][-1].rstrip()
         except BadRow:
             continue  # counted, or refused, when the token cache is built
-        if not learned[-1].rstrip().endswith(tuple(ends)):
+        found = [end for end in data.ends if last.endswith(end)]
+        if not found:
             say(
-                f"{split.where(i)}: what the assistant says does not end with a special token ({learned[-1][-20:]!r}): "
+                f"{split.where(i)}: what the assistant says does not end with a special token ({last[-20:]!r}): "
                 "the model will not learn where to stop. See task.template"
             )
+        elif not {data.encoder.tokenizer.token_to_id(end) for end in found} & _stops(data.encoder, hf_folder):
+            say(
+                f"what the assistant says ends with {found[0]}, which is neither the tokenizer's eos_token nor in the "
+                "checkpoint's generation_config.json: add it to eos_token_id in that of the export, or no text ends"
+            )
         return
+
+
+def _stops(encoder: tokenizer.TextEncoder, hf_folder: Path | None) -> set[int | None]:
+    """The tokens at which a text that is written ends."""
+    told = generation.read(hf_folder) if hf_folder else {}
+    ids = told["eos_token_id"] if "eos_token_id" in told else encoder.named.get("eos_token")
+    return set(ids) if isinstance(ids, list) else {ids}
 
 
 def _day(date: str) -> datetime.date:

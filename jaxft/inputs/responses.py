@@ -72,7 +72,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     def example(row: Mapping[str, Any]) -> list[Example]:
         return [data.example(messages, task.tools_of(row), last=True) for messages, _ in task.responses(row)]
 
-    chat.warn_where_nothing_ends(lambda row: example(row)[0], splits["train"], data.ends, say)
+    chat.warn_of_ends(lambda row: example(row)[0], splits["train"], data, hf_folder, say)
     caches, plans = text.packed(
         config,
         dataset,

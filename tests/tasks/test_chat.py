@@ -179,14 +179,18 @@ def test_the_day_that_a_template_asks_for_is_that_of_the_config(tmp_path):
         prepared(tmp_path, ROWS[:1], date="today")
 
 
-def test_a_template_without_a_token_that_ends_turns_is_told(tmp_path):
+def test_a_template_whose_turns_no_token_ends_is_told(tmp_path):
     endless, said = tmp_path / "endless.jinja", []
     endless.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
     prepared(tmp_path, ROWS[:1], said.append, template=str(endless))
     assert any("x.jsonl:1: what the assistant says does not end with a special token" in text for text in said)
+    other = tmp_path / "other.jinja"
+    other.write_text("{% for m in messages %}<|user|>{{ m.content }}<|call|>{% endfor %}")
+    prepared(tmp_path, ROWS[:1], said.append, template=str(other))
+    assert any("ends with <|call|>, which is neither the tokenizer's eos_token nor" in text for text in said)
     said.clear()
     prepared(tmp_path, ROWS[:1], said.append)
-    assert not any("special token" in text for text in said)
+    assert not any("special token" in text or "neither" in text for text in said)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_with_what_to_do(tmp_path):

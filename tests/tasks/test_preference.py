@@ -7,6 +7,7 @@ import pytest
 
 from configs.dpo import get_config
 from jaxft.config import parse
+from jaxft.data.files import read_split
 from jaxft.data.source import Split
 from jaxft.inputs import responses
 from jaxft.layers.vocab import VocabLogits
@@ -218,6 +219,14 @@ def test_kto_sees_an_answer_to_another_prompt(tmp_path):
     assert texts[1] == "How far is it?Ten." and texts[5] == "Why?Two miles." and texts[7] == "Why?Two miles."
     with pytest.raises(UserError, match="no other row has another prompt"):
         prepared(tmp_path, SINGLES[:1], **SINGLE)
+
+
+def test_every_pair_of_a_published_set_is_read(shared_data):
+    made = task(**SHARED)
+    for language in ("en", "zh"):
+        split = read_split(str(shared_data / "preference-dpo-demo" / f"dpo_{language}.jsonl"))
+        pairs = [made.responses(row) for row in split.rows]
+        assert len(pairs) == 300 and not split.bad and max(len(chosen) for (chosen, _), _ in pairs) > 2
 
 
 def test_equal_responses_are_told_with_file_and_line(tmp_path):
