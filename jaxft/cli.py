@@ -86,7 +86,10 @@ def classifier(arguments: argparse.Namespace) -> Any:
 
         config = parse(read_json(RunFolder(Path(arguments.run)).config)["config"])
         # The classes are those of the hub folder: the config may have left them to the data.
-        task = {option: value for option, value in config.task.items() if option not in ("name", "metric", "classes")}
+        section = config.task
+        while "of" in section:  # a student is used as what it was taught to be (tasks/distill.py)
+            section = section["of"]
+        task = {option: value for option, value in section.items() if option not in ("name", "metric", "classes")}
     task |= {option: value for option in ("text", "pair", "image", "label") if (value := getattr(arguments, option))}
     from jaxft import cache, numerics
     from jaxft.classifier import Classifier

@@ -7,7 +7,8 @@ read again from where they came from whenever the run starts, and refused when t
 A task with companions has, beside what tasks have:
 
 companions                      name -> Companion
-declare(name, net)              (family, Config) of one without a checkpoint; `net` has those before it
+declare(name, net)              (family, Config) of one without a checkpoint, None where it is not needed after all;
+                                `net` has those before it
 check_companions(net)           raises UserError where they do not go together
 forward(net, params, given, batch, key)     (what its `loss` takes for logits, losses of the networks' own); `given` are
                                 the parameters of those that only answer, none of them in an evaluation
@@ -47,11 +48,10 @@ class Beside:
     shared: tuple[str, ...]
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of its outputs in their order, as its checkpoint has them."""
+    def hf(self) -> dict[str, Any]:
+        """config.json of its checkpoint."""
         assert self.folder is not None
-        names = hf_load.read_config(self.folder).get("id2label") or {}
-        return tuple(str(names[key]) for key in sorted(names, key=int))
+        return hf_load.read_config(self.folder)
 
     def whole(self, own: Any, params: Any) -> Any:
         """Its parameters: `own` and those of `params` that it shares."""
@@ -89,7 +89,9 @@ def attach(net: Network, task: Any, folders: Folders, config: Config) -> Network
     for name, wish in of(task).items():
         folder = folders[name]
         if folder is None:
-            family, cfg = task.declare(name, net)
+            if (declared := task.declare(name, net)) is None:
+                continue
+            family, cfg = declared
         else:
             section = dataclasses.replace(config.model, hf=wish.hf, override={})
             family, cfg = build.family_config(section, hf_load.read_config(folder), pad_id=net.cfg.pad_id)

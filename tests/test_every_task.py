@@ -35,6 +35,7 @@ ELSEWHERE |= {
     "chat": "tasks/test_chat_runs.py",
     "dpo": "tasks/test_preference_runs.py",
     "detection": "tasks/test_detection.py",
+    "distill": "tasks/test_distill.py",
     "seq2seq": "tasks/test_seq2seq_runs.py",
     "span_qa": "tasks/test_span_qa.py",
 }

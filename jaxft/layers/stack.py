@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxft.layers.shown import show
 from jaxft.sharding import constrain
 
 Kind = Any  # hashable: a constant of the program
@@ -98,6 +99,7 @@ def run_stack(
     unrolled = recomputing(scanned=False)
     for i, layer in enumerate(_unstack(layers, n - scanned), scanned):
         x_BLD, aside = unrolled(x_BLD, layer, kinds[i], at_BS if i == n - 1 else None)
+        show(x_BLD)
         asides.append(aside)
     if at_BS is not None and scanned == n:
         x_BLD = pick(x_BLD, at_BS)

@@ -12,7 +12,8 @@ from flax import nnx
 from jaxft.layers.attention import Sight, Where
 from jaxft.layers.cache import Cache, memories, noted
 from jaxft.layers.rope import Rope
-from jaxft.layers.stack import Execution, run_one, run_stack, stack, unstacked
+from jaxft.layers.shown import show, shown
+from jaxft.layers.stack import Execution, pick, run_one, run_stack, stack, unstacked
 from jaxft.registry import UserError
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the task's loss: name -> (sum, weight)
@@ -81,6 +82,7 @@ class Trunk(nnx.Module):
         key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
         sights = {reach: self.sight(reach, batch) for reach in dict.fromkeys(self.reach)}
         x_BLD, reach = self.embed(batch, key_embed, self.how.dtype), self.reach
+        show(x_BLD)
         if self.first is not None:
             key_first, key_blocks = (None, None) if key_blocks is None else jax.random.split(key_blocks)
             lowest, *reach = reach
@@ -91,17 +93,22 @@ class Trunk(nnx.Module):
                 key_first,
                 self.how,
             )
+            show(x_BLD)
+        at_BS, looked_on = self.head.reads(batch) if self.pool is None else None, shown()
         read_BSD, aside = run_stack(
             self.blocks,
             lambda block, x_BLD, key, at_BS, reach: self.layer(reach, block, x_BLD, sights[reach], key, at_BS),
             x_BLD,
             key_blocks,
             self.how,
-            self.head.reads(batch) if self.pool is None else None,
+            None if looked_on else at_BS,
             reach,
         )
         if self.norm is not None:
             read_BSD = self.norm(read_BSD)
+        if looked_on:
+            show(read_BSD, instead=True)
+            read_BSD = read_BSD if at_BS is None else pick(read_BSD, at_BS)
         if self.pool is not None:
             read_BSD = self.pool(read_BSD, batch)
         return self.head(read_BSD, key_head), self.losses(aside)

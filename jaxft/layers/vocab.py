@@ -65,9 +65,9 @@ class VocabLogits:
         Labels outside [0, vocab) do not count. `z` > 0 adds z * logsumexp(logits)^2 to each token's loss (Chowdhery et
         al. 2022, section 5).
         """
-        how = _How(self.softcap, self.vocab, smoothing, z)
+        how = _CrossEntropy(self.softcap, self.vocab, smoothing, z)
         weights_BL = self._counting(labels_BL, weights_BL)
-        summed: Any = _summed(how, self.x_BLD, self.table_VD, self.bias_V, labels_BL, weights_BL)
+        summed: Any = _summed(how, self.x_BLD, self.table_VD, self.bias_V, weights_BL, labels_BL, ())
         (loss, hits), weight = summed, weights_BL.sum()
         return {"loss": (loss, weight), "accuracy": (hits, weight)}
 
@@ -81,14 +81,14 @@ class VocabLogits:
 
         Of their gradients, too, no more than a piece's logits are held: the backward pass computes them again.
         """
-        how = _How(self.softcap, self.vocab, 0.0, 0.0)
+        how = _CrossEntropy(self.softcap, self.vocab, 0.0, 0.0)
         B, L = labels_BL.shape
 
         def of(piece: Any) -> jax.Array:
             x, labels, weights = piece
             # Made less precise in here, so that the table's gradients add up in its own dtype.
             words_VD = table_VD.astype(x.dtype)
-            return -_losses(how, x, words_VD, self.bias_V, labels, weights)[0]
+            return -_losses(how, x, words_VD, self.bias_V, weights, labels, ())[0]
 
         table_VD = _whole_rows(self.table_VD, self.table_VD.dtype)
         logs_NBL = jax.lax.map(
@@ -97,15 +97,59 @@ class VocabLogits:
         )
         return jnp.moveaxis(logs_NBL, 0, 1).reshape(B, -1)[:, :L]
 
+    def divergence(self, teacher: "VocabLogits", weights_BL: jax.Array, temperature: float) -> Sums:
+        """Sums and weights: "loss", as layers.distance.divergence has it, and "agreement" on the likeliest word.
+
+        It is over the words that both have: what one has beyond fills up its table. No gradient goes to the teacher.
+        """
+        words = min(self.vocab, teacher.vocab)
+        how = _Divergence(self.softcap, words, teacher.softcap, temperature)
+        weights_BL = weights_BL.astype(jnp.float32)
+        theirs = (_whole_rows(teacher.table_VD, teacher.x_BLD.dtype), teacher.bias_V)
+        given_BLD = jnp.where((weights_BL > 0)[..., None], teacher.x_BLD, 0)  # what has no weight leaves no trace
+        summed: Any = _summed(how, self.x_BLD, self.table_VD, self.bias_V, weights_BL, given_BLD, theirs)
+        (loss, hits), weight = summed, weights_BL.sum()
+        return {"loss": (loss, weight), "agreement": (hits, weight)}
+
 
 @dataclass(frozen=True)
-class _How:
-    """Constants of the program."""
+class _CrossEntropy:
+    """Constants of the program, and (loss, hit) of each token of a piece from its logits and labels."""
 
     softcap: float
     vocab: int
     smoothing: float
     z: float
+
+    def __call__(self, logits_BLV: jax.Array, labels_BL: jax.Array, more: Any) -> tuple[jax.Array, jax.Array]:
+        word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
+        inside = jnp.where(word_V < self.vocab, logits_BLV, -jnp.inf)
+        # A comparison instead of a gather: the words may be shared out over devices.
+        target_BL = jnp.where(word_V == labels_BL[..., None], logits_BLV, 0).sum(-1)
+        hits_BL = target_BL >= inside.max(-1)
+        logsumexp_BL = jax.nn.logsumexp(inside, axis=-1)
+        if self.smoothing:
+            mean_BL = jnp.where(word_V < self.vocab, logits_BLV, 0).sum(-1) / self.vocab
+            target_BL = (1 - self.smoothing) * target_BL + self.smoothing * mean_BL
+        return logsumexp_BL - target_BL + self.z * jnp.square(logsumexp_BL), hits_BL
+
+
+@dataclass(frozen=True)
+class _Divergence:
+    """The same from the student's logits and the teacher's vectors; `more` is the teacher's (table, bias)."""
+
+    softcap: float
+    vocab: int
+    teacher_softcap: float
+    temperature: float
+
+    def __call__(self, logits_BLV: jax.Array, teacher_BLD: jax.Array, more: Any) -> tuple[jax.Array, jax.Array]:
+        table_VD, bias_V = more
+        theirs_BLV = constrain(_logits(teacher_BLD, table_VD, bias_V, self.teacher_softcap), "BLV")
+        ours, theirs = (logits[..., : self.vocab] for logits in (logits_BLV, theirs_BLV))
+        hits_BL = ours.argmax(-1) == theirs.argmax(-1)
+        ours, theirs = (jax.nn.log_softmax(logits / self.temperature) for logits in (ours, theirs))
+        return self.temperature**2 * (jnp.exp(theirs) * (theirs - ours)).sum(-1), hits_BL
 
 
 def _logits(x_BLD: jax.Array, table_VD: jax.Array, bias_V: jax.Array | None, softcap: float) -> jax.Array:
@@ -140,73 +184,72 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _losses(
-    how: _How,
+    how: Any,
     x_BLD: jax.Array,
     table_VD: jax.Array,
     bias_V: jax.Array | None,
-    labels_BL: jax.Array,
     weights_BL: jax.Array,
+    aim: Any,
+    more: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """(loss, hits) of each token of a piece by its weight; what has none adds 0 to every gradient."""
     x_BLD = jnp.where((weights_BL > 0)[..., None], x_BLD, 0)
     logits_BLV = constrain(_logits(x_BLD, table_VD, bias_V, how.softcap), "BLV")
-    word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
-    inside = jnp.where(word_V < how.vocab, logits_BLV, -jnp.inf)
-    # A comparison instead of a gather: the words may be shared out over devices.
-    target_BL = jnp.where(word_V == labels_BL[..., None], logits_BLV, 0).sum(-1)
-    hit_BL = (target_BL >= inside.max(-1)) * weights_BL
-    logsumexp_BL = jax.nn.logsumexp(inside, axis=-1)
-    if how.smoothing:
-        mean_BL = jnp.where(word_V < how.vocab, logits_BLV, 0).sum(-1) / how.vocab
-        target_BL = (1 - how.smoothing) * target_BL + how.smoothing * mean_BL
-    loss_BL = logsumexp_BL - target_BL + how.z * jnp.square(logsumexp_BL)
-    return loss_BL * weights_BL, jax.lax.stop_gradient(hit_BL)
+    loss_BL, hits_BL = how(logits_BLV, aim, more)
+    return loss_BL * weights_BL, jax.lax.stop_gradient(hits_BL * weights_BL)
 
 
-def _loss(how: _How, *piece: Any) -> tuple[jax.Array, jax.Array]:
+def _loss(how: Any, *piece: Any) -> tuple[jax.Array, jax.Array]:
     """(summed loss, summed hits) of a piece."""
-    loss_BL, hit_BL = _losses(how, *piece)
-    return loss_BL.sum(), hit_BL.sum()
+    loss_BL, hits_BL = _losses(how, *piece)
+    return loss_BL.sum(), hits_BL.sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(
-    how: _How,
+    how: Any,
     x_BLD: jax.Array,
     table_VD: jax.Array,
     bias_V: jax.Array | None,
-    labels_BL: jax.Array,
     weights_BL: jax.Array,
+    aim: Any,
+    more: Any,
 ) -> Any:
     """(summed loss, summed hits): `_loss` of the whole, piece by piece along L.
 
-    The gradients of a piece are computed with its loss, while its logits are there; the backward pass only multiplies
-    them by that of the sum.
+    `aim` [B, L, ...] is what each token's loss is made with, `more` what that of all is. The gradients of a piece are
+    computed with its loss, while its logits are there; the backward pass only multiplies them by that of the sum.
     """
     table_VD = _whole_rows(table_VD, x_BLD.dtype)
 
     def add(total: Any, piece: Any) -> tuple[Any, None]:
-        x, labels, weights = piece
-        return jax.tree.map(jnp.add, total, _loss(how, x, table_VD, bias_V, labels, weights)), None
+        x, weights, aim = piece
+        return jax.tree.map(jnp.add, total, _loss(how, x, table_VD, bias_V, weights, aim, more)), None
 
     zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(add, (zero, zero), _pieces(table_VD.shape[0], x_BLD, labels_BL, weights_BL))[0]
+    return jax.lax.scan(add, (zero, zero), _pieces(_words(table_VD, more), x_BLD, weights_BL, aim))[0]
+
+
+def _words(table_VD: jax.Array, more: Any) -> int:
+    """Logits of a token that are there at a time: of the table, and of the teacher's."""
+    return table_VD.shape[0] + (more[0].shape[0] if more else 0)
 
 
 def _summed_forward(
-    how: _How,
+    how: Any,
     x_BLD: jax.Array,
     table_VD: jax.Array,
     bias_V: jax.Array | None,
-    labels_BL: jax.Array,
     weights_BL: jax.Array,
+    aim: Any,
+    more: Any,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     words_VD = _whole_rows(table_VD, x_BLD.dtype)
 
     def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
-        x, labels, weights = piece
+        x, weights, aim = piece
         loss, pull, hits = jax.vjp(
-            lambda x, words, bias: _loss(how, x, words, bias, labels, weights), x, words_VD, bias_V, has_aux=True
+            lambda x, words, bias: _loss(how, x, words, bias, weights, aim, more), x, words_VD, bias_V, has_aux=True
         )
         g_x, g_words, g_bias = pull(jnp.ones_like(loss))
         sums, g_table, g_bias_sum = total
@@ -220,18 +263,17 @@ def _summed_forward(
         constrain(jnp.zeros(table_VD.shape, jnp.float32), "V_"),
         jax.tree.map(lambda bias: jnp.zeros(bias.shape, jnp.float32), bias_V),
     )
-    (sums, g_table_VD, g_bias_V), g_NBLD = jax.lax.scan(
-        add, start, _pieces(table_VD.shape[0], x_BLD, labels_BL, weights_BL)
-    )
+    pieces = _pieces(_words(table_VD, more), x_BLD, weights_BL, aim)
+    (sums, g_table_VD, g_bias_V), g_NBLD = jax.lax.scan(add, start, pieces)
     g_BLD = jnp.moveaxis(g_NBLD, 0, 1).reshape(x_BLD.shape[0], -1, x_BLD.shape[2])[:, : x_BLD.shape[1]]
     like = jax.tree.map(lambda leaf: jnp.zeros((0,), leaf.dtype), (x_BLD, table_VD, bias_V))
     return sums, ((g_BLD, g_table_VD, g_bias_V), like)
 
 
-def _summed_backward(how: _How, saved: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+def _summed_backward(how: Any, saved: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     grads, like = saved
     scaled = jax.tree.map(lambda grad, leaf: (grad * given[0].astype(grad.dtype)).astype(leaf.dtype), grads, like)
-    return (*scaled, None, None)
+    return (*scaled, None, None, None)
 
 
 _summed.defvjp(_summed_forward, _summed_backward)

@@ -14,6 +14,7 @@ TASKS = {
     "chat": "jaxft.tasks.chat:Chat",
     "cls": "jaxft.tasks.cls:Cls",
     "detection": "jaxft.tasks.detection:Detection",
+    "distill": "jaxft.tasks.distill:Distill",
     "dpo": "jaxft.tasks.preference:Preference",
     "image_cls": "jaxft.tasks.image_cls:ImageCls",
     "masked_lm": "jaxft.tasks.masked_lm:MaskedLm",
