@@ -51,7 +51,9 @@ def inside(folder: Path, name: str) -> Path:
         )
     root = folder.resolve()
     file = (root / name).resolve()
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    # The folder may be one that lies in a snapshot.
+    snapshot = next((one for one in (root, root.parent) if one.parent.name == "snapshots"), None)
+    blobs = root if snapshot is None else snapshot.parent.parent / "blobs"
     if file.parent not in (root, blobs):
         raise UserError(f"{folder / name} is a link that leaves the folder; replace it by the file itself")
     if not file.exists():

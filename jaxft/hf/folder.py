@@ -7,11 +7,11 @@ from typing import Any
 import jax
 
 from jaxft import disk
-from jaxft.hf import generation, processor, save, tokenizer
+from jaxft.hf import generation, processor, save, sentence, tokenizer
 
 # What stands beside the weights.
 CONFIG, CARD = "config.json", "README.md"
-BESIDE = (CONFIG, CARD, generation.FILE, processor.FILE, *tokenizer.FILES)
+BESIDE = (CONFIG, CARD, generation.FILE, processor.FILE, *tokenizer.FILES, *sentence.FILES)
 
 
 def write(

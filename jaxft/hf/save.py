@@ -167,7 +167,7 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-def save_json(folder: Path, name: str, value: Mapping[str, Any]) -> None:
+def save_json(folder: Path, name: str, value: Mapping[str, Any] | list[Any]) -> None:
     """`value` as `name` in `folder`, in the way of transformers: sorted keys, indented by two."""
     with (folder / name).open("w", encoding="utf-8") as stream:
         stream.write(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
@@ -208,14 +208,23 @@ def _check_replaceable(folder: Path, beside: Collection[str]) -> None:
     """An export may replace an empty folder or an earlier export, never somebody's files, not even beside ours."""
     if not folder.exists():
         return
-    held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    weights = [file for file in held if _WEIGHTS.fullmatch(file.name) and _is_ours(file)]
-    strangers = [file for file in held if file not in weights and not (file.name in beside and file.is_file())]
+    held = _entries(folder, beside) if folder.is_dir() else {folder.name: folder}
+    weights = [name for name, file in held.items() if _WEIGHTS.fullmatch(name) and _is_ours(file)]
+    strangers = [name for name, file in held.items() if name not in (*weights, *beside) or not file.is_file()]
     if held and (strangers or not weights):
-        names = ", ".join(file.name for file in strangers or held)
+        names = ", ".join(strangers or held)
         raise UserError(
             f"{folder} holds what is not an earlier export of jaxft: {names}; choose another folder or empty it"
         )
+
+
+def _entries(folder: Path, beside: Collection[str]) -> dict[str, Path]:
+    """Name -> path of what is in a folder, and in those of its folders that files of `beside` are in."""
+    inner = {name.rpartition("/")[0] for name in beside}
+    found = []
+    for entry in sorted(folder.iterdir()):
+        found += sorted(entry.iterdir()) if entry.name in inner and entry.is_dir() else [entry]
+    return {entry.relative_to(folder).as_posix(): entry for entry in found}
 
 
 _WEIGHTS = re.compile(rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}")
@@ -229,8 +238,11 @@ def _is_ours(file: Path) -> bool:
 
 def _sync(folder: Path) -> None:
     """Makes the files of `folder`, and their names, survive a power cut."""
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            _sync(entry)
+            continue
+        with entry.open("rb") as stream:
             os.fsync(stream.fileno())
     _sync_names(folder)
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import pytest
 
-from jaxft.hf import hub
+from jaxft.hf import hub, sentence
 from jaxft.registry import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,6 +25,8 @@ CONTENT = {
     "pytorch_model.bin": b"unsafe",
     "modeling_evil.py": b"raise SystemExit",
     "onnx/config.json": b"of another format",
+    "modules.json": json.dumps([{"type": kind, "path": path} for kind, path in sentence.KINDS.items()]).encode(),
+    "1_Pooling/config.json": b'{"pooling_mode": "cls"}',
 }
 REPOSITORIES = {
     "org/tiny": CONTENT,
@@ -145,7 +147,9 @@ def silent_port():
 def test_a_hub_id_brings_weights_config_and_tokenizer_and_nothing_that_can_run(endpoint, tmp_path):
     answers, _ = ask("org/tiny", tmp_path, endpoint)
     folder = Path(answers["folder"])
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    files = ["1_Pooling", "config.json", "model.safetensors", "modules.json", "tokenizer.json"]
+    assert sorted(file.name for file in folder.iterdir()) == files
+    assert sentence.pooling(folder) == "first"
     assert (folder / "config.json").read_bytes() == CONTENT["config.json"]
 
 
