@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxft import build, inputs, scoring, sharding, state
 from jaxft.config import Model, Sharding
-from jaxft.hf import hub
+from jaxft.hf import hub, sentence
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError
 from jaxft.tasks import task_from_hf
@@ -37,6 +37,8 @@ class Classifier:
             reset_head=False,
         )
         family = build.family_of(section, hf)
+        pooling = sentence.pooling(folder)
+        task = task if pooling is None else {"pooling": pooling, **task}
         self.task = self.task_of(hf, inputs.reads(family)[0], task)
         self.reader = inputs.of(self.task, family).Reader(folder, length, self.task)
         _, cfg = build.family_config(section, hf, **self.reader.fields)
@@ -56,12 +58,16 @@ class Classifier:
         if any(line.startswith("new") for line in said):
             raise UserError(f"{source} has no trained {self.task.head} head: {said[0]}; fine-tune it first")
         self.where = sharding.batch_sharding(mesh, RULES)
-        self.step = jax.jit(self.net.forward, out_shardings=sharding.replicated(mesh))
+        self.step = jax.jit(self._readout, out_shardings=sharding.replicated(mesh))
         self.eval_step = state.evaluation_step(self.net, self.task)
 
     def task_of(self, hf: Mapping[str, Any], reads: str, options: Mapping[str, Any]) -> Any:
         """The task of a model with such a config.json. Raises UserError where it has none of those that label."""
         return task_from_hf(hf, reads=reads, **options)
+
+    def _readout(self, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        with self.net.tracing():
+            return self.task.readout(self.net.forward(params, batch), batch)
 
     def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
         """Raises BadRow for a row that cannot be used."""

@@ -28,6 +28,7 @@ def quiet_libraries() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
+COLUMNS = ("text", "pair", "image", "choices", "stem", "label")  # flags that name one
 # What helps a verb that labels rows; its steps have a fixed number of them.
 LABELLING_FIX = "Set one of: --length lower; --dtype=bfloat16; or use a device with more memory. Nothing was written"
 
@@ -68,6 +69,8 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     flags.add_argument("--text", default="", help="column of the text (default: the run's, or 'text')")
     flags.add_argument("--pair", default="", help="column of the second text (default: the run's, or none)")
     flags.add_argument("--image", default="", help="column of the image (default: the run's, or 'image')")
+    flags.add_argument("--choices", default="", help="column of the list of choices, or their columns: a,b,c,d")
+    flags.add_argument("--stem", default="", help="column of how every choice begins (default: the run's, or none)")
     flags.add_argument("--label", default="", help="column of the label (default: the run's, or 'label')")
     flags.add_argument(
         "--length", type=int, default=0, help="tokens to read at most (default: as many as the model was trained on)"
@@ -90,7 +93,7 @@ def classifier(arguments: argparse.Namespace) -> Any:
         while "of" in section:  # a student is used as what it was taught to be (tasks/distill.py)
             section = section["of"]
         task = {option: value for option, value in section.items() if option not in ("name", "metric", "classes")}
-    task |= {option: value for option in ("text", "pair", "image", "label") if (value := getattr(arguments, option))}
+    task |= {option: value for option in COLUMNS if (value := getattr(arguments, option))}
     from jaxft import cache, numerics
     from jaxft.classifier import Classifier
 

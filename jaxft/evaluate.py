@@ -130,10 +130,10 @@ def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], l
 
 def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:
     """Row -> row, with ids of the source's classes, if it has some, replaced by names where these are the model's."""
-    names = label_names.get(task.label, ()) if "label" in task.columns else ()
-    if not names:
+    fields = task.hf_config()
+    if "label2id" not in fields or task.label not in label_names:
         return lambda row: row
-    classes = task.hf_config()["label2id"]
+    names, classes = label_names[task.label], fields["label2id"]
     if not set(names) <= set(classes):
         cli.say(f"labels are read as ids: the data's classes are {', '.join(names)}, the model's {', '.join(classes)}")
         return lambda row: row

@@ -38,6 +38,9 @@ ELSEWHERE |= {
     "distill": "tasks/test_distill.py",
     "seq2seq": "tasks/test_seq2seq_runs.py",
     "span_qa": "tasks/test_span_qa.py",
+    "multiple_choice": "tasks/test_multiple_choice.py",
+    "retrieval": "tasks/test_vectors.py",
+    "similarity": "tasks/test_vectors.py",
 }
 B, S = 2, 3
 

@@ -26,7 +26,15 @@ USES = {  # (is it of images, head) -> its name on the hub, the classes that ope
     # The hub has no name for it; what such a model is for is to be fine-tuned.
     (False, "detection"): {"pipeline": "feature-extraction", "model": "AutoModelForPreTraining", **TEXT},
     (False, "span"): {"pipeline": "question-answering", "model": "AutoModelForQuestionAnswering", **QUESTION},
+    (False, "multiple_choice"): {
+        "pipeline": "multiple-choice",
+        "model": "AutoModelForMultipleChoice",
+        **TEXT,
+        "call": '{k: v[None] for k, v in tokenizer(["a question"] * 2, ["one answer", "another answer"], '
+        'padding=True, return_tensors="pt").items()}',
+    },
     (False, "token"): {"pipeline": "token-classification", "model": "AutoModelForTokenClassification", **TEXT},
+    (False, "vectors"): {"pipeline": "sentence-similarity", "model": "AutoModel", **TEXT},
     (True, "sequence"): {"pipeline": "image-classification", "model": "AutoModelForImageClassification", **IMAGE},
 }
 LIBRARIES = ("jax", "flax", "optax", "tokenizers")

@@ -17,9 +17,11 @@ INPUTS = {
     "text": "jaxft.inputs.text",
     "chat": "jaxft.inputs.chat",
     "corpus": "jaxft.inputs.corpus",
+    "groups": "jaxft.inputs.groups",
     "image": "jaxft.inputs.image",
     "responses": "jaxft.inputs.responses",
     "windows": "jaxft.inputs.windows",
+    "vectors": "jaxft.inputs.vectors",
     "words": "jaxft.inputs.words",
     "seq2seq": "jaxft.inputs.seq2seq",
 }
@@ -27,11 +29,7 @@ INPUTS = {
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""
-    return (
-        ("image",)
-        if family.KIND == "vision"
-        else ("text", "chat", "corpus", "responses", "words", "seq2seq", "windows")
-    )
+    return ("image",) if family.KIND == "vision" else tuple(name for name in INPUTS if name != "image")
 
 
 def of(task: Any, family: Any) -> Any:

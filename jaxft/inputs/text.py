@@ -104,7 +104,7 @@ def prepare(
     task, dataset = read(config, hf_folder, say)
     encoder = encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     caches, plans = packed(
-        config, dataset, lambda split: _cache(task, encoder, encode, split, length, config.input.on_bad), say
+        config, dataset, lambda split: cache_of(task, encoder, encode, split, length, config.input.on_bad), say
     )
     return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
 
@@ -171,7 +171,7 @@ def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Ca
     return lambda target: tokenizer.copy_files(hf_folder or folder, target, config.input.length)
 
 
-def _cache(task: Any, encoder: Any, encode: Encode, split: Any, length: int, on_bad: str) -> Any:
+def cache_of(task: Any, encoder: Any, encode: Encode, split: Any, length: int, on_bad: str) -> Any:
     """The token cache of one split, from the private cache folder where it is already there."""
     return tokens.build(
         split,

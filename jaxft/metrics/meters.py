@@ -39,6 +39,31 @@ class Meter(abc.ABC):
         return self.loss_sum / self.weight if self.weight else 0.0
 
 
+class ShareMeter(Meter):
+    """Of tasks whose loss says all: means of its sums, called `metrics`; an example counts once."""
+
+    def __init__(self, metrics: tuple[str, ...]):
+        super().__init__()
+        self.sums = {name: np.zeros(2) for name in metrics if name != "loss"}
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        loss_sum, weight = (float(x) for x in sums["loss"])
+        self.add_loss(loss_sum, weight, round(weight))
+        for name, pair in self.sums.items():
+            pair += [float(x) for x in sums[name]]
+
+    def result(self) -> dict[str, float]:
+        if not self.weight:
+            raise ValueError("no scores of nothing: no example was added")
+        return {"loss": self.loss} | {name: float(total / weight) for name, (total, weight) in self.sums.items()}
+
+    def report(self) -> dict[str, Any]:
+        return {"examples": self.examples, **self.result()}
+
+    def table(self) -> str:
+        return table.scores(self.report())
+
+
 class WholeMeter(Meter):
     """Of tasks that judge whole inputs."""
 

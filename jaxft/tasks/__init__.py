@@ -18,10 +18,13 @@ TASKS = {
     "dpo": "jaxft.tasks.preference:Preference",
     "image_cls": "jaxft.tasks.image_cls:ImageCls",
     "masked_lm": "jaxft.tasks.masked_lm:MaskedLm",
+    "multiple_choice": "jaxft.tasks.multiple_choice:MultipleChoice",
     "multilabel": "jaxft.tasks.multilabel:Multilabel",
     "pair": "jaxft.tasks.pair:Pair",
     "regression": "jaxft.tasks.regression:Regression",
+    "retrieval": "jaxft.tasks.retrieval:Retrieval",
     "seq2seq": "jaxft.tasks.seq2seq:Seq2Seq",
+    "similarity": "jaxft.tasks.similarity:Similarity",
     "span_corruption": "jaxft.tasks.span_corruption:SpanCorruption",
     "span_qa": "jaxft.tasks.span_qa:SpanQa",
     "token_cls": "jaxft.tasks.token_cls:TokenCls",
@@ -56,8 +59,11 @@ class Companion(NamedTuple):
     export: bool = False  # as a folder of its own, hf-<name>
 
 
-OF_ANSWERS = "ForQuestionAnswering"  # how the architectures end that have a span head
-OF_TOKENS = "ForTokenClassification"  # and those that have a token head
+OF_TOKENS = "ForTokenClassification"  # how the architectures end that have a token head
+_CLASSLESS = {
+    "ForMultipleChoice": "multiple_choice",
+    "ForQuestionAnswering": "span_qa",
+}  # those whose head has no classes -> task
 _PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
     "text": {
         "single_label_classification": "cls",
@@ -73,11 +79,15 @@ def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) 
 
     `reads` is what its model reads. `options` are those of the task: columns that have other names than
     the task's own, and what config.json has no field for.
-    A model of tokens or of answers is known by its architecture. As in transformers, another config without
-    problem_type regresses with one output and classifies with more. Raises UserError for one that names no classes.
+    Models of tokens and those without classes are known by their architecture. As in transformers, another config
+    without problem_type regresses with one output and classifies with more. Raises UserError for one that names no
+    classes. One that says how vectors are pooled (hf/sentence.py) gives vectors.
     """
-    if _is(hf, OF_ANSWERS):
-        return _made("span_qa", hf, options)
+    if "pooling" in options:
+        return _made("similarity" if "label" in options else "retrieval", hf, options)
+    for architecture, name in _CLASSLESS.items():
+        if _is(hf, architecture):
+            return _made(name, hf, options)
     if not isinstance(hf.get("id2label"), Mapping) or not hf["id2label"]:
         raise UserError(
             "config.json has no id2label: this is not a fine-tuned classifier or regressor. Of a language model "

@@ -9,6 +9,19 @@ from jaxft.registry import BadRow, UserError, nearest
 UNLABELLED = "-100"  # how data sets of the hub mark what has no label; PyTorch's losses ignore it
 
 
+def number(value: Any) -> float:
+    """Raises BadRow for what is no finite number, or no text of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise BadRow("label is empty" if value is None else f"label is a {type(value).__name__}, not a number")
+    try:
+        found = float(value)
+    except ValueError as error:
+        raise BadRow(f"label {value!r} is not a number") from error
+    if not math.isfinite(found):
+        raise BadRow(f"label is {found}")
+    return found
+
+
 class Names:
     """Class names that labels of any type are read by; () where they are not known yet.
 

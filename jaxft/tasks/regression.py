@@ -1,6 +1,5 @@
 """Regression: a number for a text or a pair of texts, such as the similarity scores of STS-B."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -11,7 +10,7 @@ import numpy as np
 
 from jaxft.layers.loss import squared_error
 from jaxft.metrics.meters import RegressionMeter
-from jaxft.registry import BadRow, UserError
+from jaxft.registry import UserError
 from jaxft.tasks import Example, labels
 from jaxft.tasks.text import Row, Splits, TextTask, cell, labels_in
 
@@ -40,16 +39,7 @@ class Regression(TextTask):
         return []
 
     def _number(self, row: Row) -> float:
-        value = cell(row, self.label)
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            raise BadRow("label is empty" if value is None else f"label is a {type(value).__name__}, not a number")
-        try:
-            number = float(value)
-        except ValueError as error:
-            raise BadRow(f"label {value!r} is not a number") from error
-        if not math.isfinite(number):
-            raise BadRow(f"label is {number}")
-        return number
+        return labels.number(cell(row, self.label))
 
     def example(self, row: Row, labelled: bool = True) -> Example:
         """Raises BadRow for a text or label that cannot be used."""

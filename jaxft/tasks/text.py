@@ -41,14 +41,7 @@ class TextTask(Whole):
         return self._text(row, self.text), self._text(row, self.pair) if self.pair else None
 
     def _text(self, row: Row, column: str) -> str:
-        value = cell(row, column)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)  # a column that was read as numbers, such as the titles 1984 and 2666
-        if value is not None and not isinstance(value, str):
-            raise BadRow(f"{column!r} is a {type(value).__name__}, not text")
-        if not value or not value.strip():
-            raise BadRow(f"{column!r} is empty")
-        return value
+        return text_of(cell(row, column), repr(column))
 
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
         """Raises UserError for an empty split, and for a column that its first rows do not have.
@@ -58,6 +51,17 @@ class TextTask(Whole):
         wanted = [("text", self.text)] + [("pair", self.pair)] * bool(self.pair)
         wanted += [("label", column) for column in self.label_columns] * labelled
         require_columns(splits, wanted, option)
+
+
+def text_of(value: Any, what: str) -> str:
+    """Raises BadRow for what is no text, or an empty one; `what` it is called there."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a column that was read as numbers, such as the titles 1984 and 2666
+    if value is not None and not isinstance(value, str):
+        raise BadRow(f"{what} is a {type(value).__name__}, not text")
+    if not value or not value.strip():
+        raise BadRow(f"{what} is empty")
+    return value
 
 
 def settle_metric(task: Any) -> None:

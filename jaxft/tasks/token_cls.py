@@ -86,6 +86,9 @@ class TokenCls(Classes):
         found, tags = words.tagged(row, self.text, self.label)
         return Example(found, None, [self._names.id(tag) for tag in tags])
 
+    def readout(self, logits_BLC: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+        return logits_BLC
+
     def seen(self, logits_BLC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the host is given to score: the likeliest class of every token, and which of them stand for words."""
         told = {name: batch[name] for name in ("label", "segment", "example", "lost")}

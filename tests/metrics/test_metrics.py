@@ -172,6 +172,7 @@ ARGUMENTS = {  # what each metric takes: a perfect prediction
     "regression": (np.arange(4.0), np.arange(4.0)),
     "language": (0.0, 4.0),
     "texts": (["the cat sat on the mat"], ["the cat sat on the mat"]),
+    "retrieval": (np.ones(3, int),),
     "squad": (["The cat"], [["cat", "a dog"]]),
     "calibration": (calibration.calibration_bins(np.eye(3), np.arange(3)),),
 }

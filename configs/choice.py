@@ -1,0 +1,85 @@
+"""Multiple choice: the right one of several answers to a question, or endings of a text.
+
+python -m jaxft.main --config=configs/choice.py              the summary of a docstring, a small BERT from scratch
+python -m jaxft.main --config=configs/choice.py:files --config.data.train=train.jsonl    google-bert/bert-base-uncased
+    on your rows: a question, a list of choices, and the right one's text, letter or number (from 0); choices in columns
+    of their own: --config.task.choices=a,b,c,d
+python -m jaxft.main --config=configs/choice.py:hellaswag    google-bert/bert-base-uncased on HellaSwag by TFDS
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("", "files", "hellaswag")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r} is not known; variants: {', '.join(filter(None, VARIANTS))}")
+    c = ConfigDict()
+    c.seed = 0
+    c.data = dict(name="summary_choices", data_dir="")  # data_dir "": a private cache folder
+    # length: the most tokens of a choice with its question. A row has room for all choices of `pack` such questions.
+    c.input = dict(length=96, pack=1, on_bad="stop")
+    c.tokenizer = dict(name="wordpiece", vocab=8192, lowercase=True)
+    c.task = dict(name="multiple_choice", text="text", stem="", choices="choices", label="label", metric="")
+    c.model = dict(
+        name="bert",
+        hf="",
+        scratch=dict(
+            layers=2,
+            d_model=128,
+            d_ff=512,
+            heads=4,
+            positions=96,
+            init_std=0.05,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        override=dict(),
+        dtype="auto",  # bfloat16 on TPU and GPU, float32 on CPU
+        param_dtype="float32",
+        scan=False,
+        remat="none",
+        attention="auto",  # or "dense", "chunked" (memory linear in the length), "cudnn" (GPU), "splash" (TPU)
+        reset_head=False,
+    )
+    c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01, no_decay=())
+    c.schedule = dict(name="linear", warmup="6%", floor=0.0)
+    c.train = dict(
+        batch=16,
+        duration="5 epochs",
+        accumulate=1,
+        clip=1.0,
+        layer_decay=1.0,
+        freeze=(),
+        ema=0.0,
+        max_bad_steps=5,
+        log_every="50 steps",
+    )
+    c.evaluate = dict(every="1 epoch", batch=16, patience=0)
+    c.checkpoint = dict(every="1 epoch", keep=2, export="best")
+    c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1, expert=1)
+    c.sharding = dict(
+        params=dict(V="tensor", D="fsdp", F="tensor", HK="tensor", GK="tensor", E="expert"),
+        activations=dict(B=("data", "fsdp", "expert"), V="tensor", F="tensor", H="tensor", G="tensor", E="expert"),
+    )
+    c.log = dict(tensorboard=True, wandb="")
+    if arg == "files":
+        files(c)
+    if arg == "hellaswag":
+        files(c)
+        # The labels of its test split are hidden.
+        c.data = dict(name="tfds", builder="hellaswag", data_dir="", train="train", validation="validation", test="")
+        c.task.update(text="context", choices="endings")
+    return c
+
+
+def files(c: ConfigDict) -> None:
+    """Your own rows: --config.data.train=train.jsonl (or .csv, .tsv, .parquet, each also .gz)."""
+    c.data = dict(name="files", train="train.jsonl", validation="", test="", holdout=0.1)
+    c.input.update(length=128)
+    c.task.text = "question"
+    c.model.update(hf="google-bert/bert-base-uncased")
+    c.model.scratch.positions = 128
+    c.optim.update(lr=2e-5)
+    c.train.update(duration="3 epochs")

@@ -1,0 +1,26 @@
+"""Texts that become vectors: as groups.py, and an export that sentence-transformers opens."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxft.config import Config
+from jaxft.hf import sentence
+from jaxft.inputs import groups
+from jaxft.registry import call
+from jaxft.tasks import TASKS
+
+placeholders = groups.placeholders
+prepare = groups.prepare
+Reader = groups.Reader
+
+
+def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:
+    """Writes the tokenizer of a run into an export, and how the vectors of tokens become one."""
+    tokenizer, pooling = groups.beside(config, cfg, folder, hf_folder), call(TASKS, config.task, "task").pooling
+
+    def write(target: Path) -> None:
+        tokenizer(target)
+        sentence.write(target, pooling=pooling, d_model=cfg.d_model, length=config.input.length)
+
+    return write

@@ -1,0 +1,80 @@
+"""Scores of retrieval: made of the rank that each query gives to the passage that belongs to it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxft.metrics import table
+from jaxft.metrics.meters import Meter
+
+TOP = 10
+AT_ONCE = 1024  # queries that are compared with all passages at once
+
+
+def mrr(ranks_Q: np.ndarray) -> float:
+    """Mean of 1 / rank, of ranks up to 10 (others count 0)."""
+    return float(np.where(ranks_Q <= TOP, 1 / ranks_Q, 0).mean())
+
+
+def recall_1(ranks_Q: np.ndarray) -> float:
+    """Share of the queries whose passage is the first."""
+    return float((ranks_Q <= 1).mean())
+
+
+def recall_10(ranks_Q: np.ndarray) -> float:
+    """Share of the queries whose passage is among the first ten."""
+    return float((ranks_Q <= TOP).mean())
+
+
+def ndcg(ranks_Q: np.ndarray) -> float:
+    """Mean of 1 / log2(1 + rank), of ranks up to 10: the normalised gain where one passage is relevant."""
+    return float(np.where(ranks_Q <= TOP, 1 / np.log2(1 + ranks_Q), 0).mean())
+
+
+def ranks(queries_QD: np.ndarray, passages_PD: np.ndarray, own_Q: np.ndarray) -> np.ndarray:
+    """The rank, from 1, that each query gives to passage own_Q; of equals the last, so that no ties are won."""
+    found = []
+    for start in range(0, len(queries_QD), AT_ONCE):
+        scores_QP = queries_QD[start : start + AT_ONCE] @ passages_PD.T
+        mine_Q1 = np.take_along_axis(scores_QP, own_Q[start : start + AT_ONCE, None], axis=1)
+        found.append((scores_QP >= mine_Q1).sum(1))
+    return np.concatenate(found)
+
+
+class RetrievalMeter(Meter):
+    """Keeps the vectors of a split (4 x D bytes a text): what is ranked are all of its passages, each text once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries: list[np.ndarray] = []
+        self.own: list[np.ndarray] = []
+        self.passages: list[np.ndarray] = []
+        self.texts: list[np.ndarray] = []
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        there_BS = seen["example"] >= 0
+        query_BS, passage_BS = there_BS & (seen["part"] == 0), there_BS & (seen["part"] > 0)
+        own_BS = there_BS & (seen["part"] == 1)
+        self.queries.append(seen["vectors"][query_BS])
+        self.own.append(seen["label"][own_BS])
+        self.passages.append(seen["vectors"][passage_BS])
+        self.texts.append(seen["label"][passage_BS])
+        loss_sum, weight = (float(x) for x in sums["loss"])
+        self.add_loss(loss_sum, weight, int(query_BS.sum()))
+
+    def result(self) -> dict[str, float]:
+        if not self.examples:
+            raise ValueError("no scores of nothing: no example was added")
+        texts, first_P = np.unique(np.concatenate(self.texts), return_index=True)
+        own_Q = np.searchsorted(texts, np.concatenate(self.own))
+        ranks_Q = ranks(np.concatenate(self.queries), np.concatenate(self.passages)[first_P], own_Q)
+        scores = {"mrr": mrr, "recall_1": recall_1, "recall_10": recall_10, "ndcg": ndcg}
+        return {"loss": self.loss} | {name: score(ranks_Q) for name, score in scores.items()}
+
+    def report(self) -> dict[str, Any]:
+        passages = len(np.unique(np.concatenate(self.texts)))
+        return {"examples": self.examples, "passages": passages, **self.result()}
+
+    def table(self) -> str:
+        return table.scores(self.report())
