@@ -46,6 +46,7 @@ def test_the_label_is_where_the_first_answer_stands_and_all_of_them_are_right():
         ({"text": ["the"], "answer_start": [29]}, [29, 32, 0]),
         ({"text": ["the"], "answer_start": [30]}, [29, 32, 1]),  # the nearest of three
         ({"text": ["the"], "answer_start": [17]}, [15, 18, 1]),
+        ({"text": ["the"], "answer_start": [55]}, [61, 64, 1]),
         ({"text": ["the"], "answer_start": [-5]}, [15, 18, 1]),
         ({"text": ["the"], "answer_start": [10**9]}, [61, 64, 1]),
         ({"text": ["a bird", "the mat"], "answer_start": [0, 15]}, [15, 22, 0]),  # the first that is there
