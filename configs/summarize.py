@@ -18,8 +18,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.seed = 0
     c.data = dict(name="summaries", data_dir="")  # data_dir "": a private cache folder
-    c.input = dict(length=256, pack=4, on_bad="stop")  # of sources; of targets: task.target_length
-    c.tokenizer = dict(name="seq2seq", vocab=8192, lowercase=False)
+    c.input = dict(length=96, pack=4, on_bad="stop")  # of sources; of targets: task.target_length
+    c.tokenizer = dict(name="seq2seq", vocab=4096, lowercase=False)
     c.task = dict(
         name="seq2seq",
         source="text",
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
         prefix="",
         metric="rougeL",
         smoothing=0.1,
-        target_length=64,
+        target_length=32,
         too_long="cut",  # or "drop"
         write=200,  # texts of the validation split that each evaluation writes and scores; 0: none
         write_last=-1,  # and of the test split at the end; -1: all
@@ -60,8 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim = dict(name="adamw", lr=3e-3, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.0, no_decay=())
     c.schedule = dict(name="linear", warmup="6%", floor=0.0)
     c.train = dict(
-        batch=8,
-        duration="3 epochs",
+        batch=32,
+        duration="2 epochs",
         accumulate=1,
         clip=1.0,
         layer_decay=1.0,

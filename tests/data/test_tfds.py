@@ -104,3 +104,26 @@ def test_images_stay_the_bytes_of_their_files(tmp_path, monkeypatch):
     for row in data.splits["train"].rows:
         assert row["image"].startswith(b"\x89PNG") and row["label"] == int(row["id"]) % 10
         assert (read(row["image"]) == [int(row["id"]), 0, 0]).all()
+
+
+def test_the_languages_of_a_translation_are_columns(tmp_path):
+    import tensorflow_datasets
+
+    class Tiny(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tensorflow_datasets.core.Version("1.0.0")
+        url_infos = {}  # noqa: RUF012
+
+        def _info(self):
+            features = tensorflow_datasets.features.Translation(languages=("de", "en"))
+            return tensorflow_datasets.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": ((i, {"de": f"Stück {i}", "en": f"piece {i}"}) for i in range(3))}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Tiny(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    data = tfds(builder="tiny", data_dir=str(tmp_path), train="train", validation="", test="")
+    rows = sorted(data.splits["train"].rows, key=lambda row: row["en"])
+    assert rows == [{"de": f"Stück {i}", "en": f"piece {i}"} for i in range(3)]
