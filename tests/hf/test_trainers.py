@@ -19,6 +19,7 @@ SPECIAL = {  # ids of the padding, the end of a text, the mask
     "char": (0, 0, None),
     "sentinels": (0, 1, None),
     "seq2seq": (0, 1, None),
+    "chat": (0, 1, None),
 }
 
 
@@ -104,6 +105,7 @@ def test_words_begin_where_a_space_or_no_hash_mark_says_so(trained):
         "bpe": lambda piece: piece.startswith("\u0120"),
         "sentinels": lambda piece: piece.startswith("\u0120"),
         "seq2seq": lambda piece: piece.startswith("\u0120"),
+        "chat": lambda piece: piece.startswith("\u0120"),
         "char": lambda piece: True,
     }[name]
     special_V = vocabulary.of(encoder).special_V
