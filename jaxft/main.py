@@ -20,23 +20,14 @@ def main() -> None:
 
 
 def _train() -> None:
-    from jaxft import config as config_module
-    from jaxft import registries
+    from jaxft.config import parse
+    from jaxft.start import start
 
     raw = config_file.CONFIG.value.to_dict()
-    config = config_module.parse(raw)
-    registries.check_names(config)
-    workdir = config_file.workdir()
+    config = parse(raw)
     for name in _ignored(config.model.hf, sys.argv):
         cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings family, sizes and tokenizer of its own")
-
-    from jaxft import cache, heap, numerics
-    from jaxft.train import train
-
-    heap.keep()
-    numerics.self_check()
-    cache.compile_cache(workdir)
-    train(raw, config, workdir, _ALLOW.value, cli.say)
+    start(raw, config, config_file.workdir(), _ALLOW.value, cli.say)
 
 
 def _ignored(hf: str, argv: list[str]) -> list[str]:

@@ -20,6 +20,10 @@ class UserError(Exception):
         super().__init__(message)
         self.code = code
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [f"jaxft: {self}"]
+
 
 class BadRow(Exception):
     """One row of data that cannot be used; the message is the reason. Counted, reported with file and line."""

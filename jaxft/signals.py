@@ -18,6 +18,10 @@ class Stopped(Exception):
         super().__init__(message)
         self.code = code
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows."""
+        return [f"jaxft: {self}"]
+
 
 def leave(message: str, code: int) -> None:
     """Ends the process with one message, without waiting for threads of libraries that may hang at exit."""

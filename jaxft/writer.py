@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar (plain lines without a terminal), metrics.jsonl, TensorBoard, Weights & Biases.
+"""What a run tells: its progress (progress.py), metrics.jsonl, TensorBoard, Weights & Biases.
 
 metrics.jsonl holds one object a line: {"step": 20, "time": <Unix seconds>, "loss": ...}. JSON has no word for numbers
 that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any reader takes them, float() knows them.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from jaxft import disk
+from jaxft.progress import progress
 from jaxft.registry import UserError
 
 
@@ -60,7 +61,7 @@ class Writer:
                 self._sinks.append(_tensorboard(folder / "tensorboard", start, closing))
             if wandb:
                 self._sinks.append(_wandb(folder, wandb, closing))
-            self._show = closing.enter_context(_Progress(total, start))
+            self._show = closing.enter_context(progress(total, start))
             self._closing = closing.pop_all()
 
     def __enter__(self) -> "Writer":
@@ -176,64 +177,3 @@ def _wandb(folder: Path, project: str, closing: ExitStack) -> Callable[[int, Map
     # Its own counter may only grow; "step" as the axis lets a resumed run go over the same steps again.
     run.define_metric("*", step_metric="step")
     return lambda step, metrics: run.log({"step": step, **metrics})
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere (a file, a pipe, a CI log) one line per record."""
-
-    def __init__(self, total: int, start: int):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Column
-
-        console = Console()
-        self._total = total
-        self._bar: Any = None
-        if console.is_terminal:
-            text = TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
-            columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True), text)
-            self._bar = Progress(*columns, console=console, refresh_per_second=4, expand=True)
-            self._task = self._bar.add_task("", total=total, completed=start, text="")
-
-    def __enter__(self) -> "_Progress":
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def advance(self, step: int) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        text = describe(metrics)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=text)
-            return
-        left = metrics.get("seconds_left")
-        ending = "" if left is None else f", {_duration(left)} left"
-        print(f"step {step:,} of {self._total:,}: {text}{ending}", flush=True)
-
-
-# What the bar shows, where it is known; everything else is in metrics.jsonl.
-SHOWN: dict[str, Callable[[float], str]] = {
-    "loss": lambda x: f"loss {x:.4f}",
-    "lr": lambda x: f"lr {x:.2e}",
-    "examples_per_second": lambda x: f"{x:,.0f} examples/s",
-    "tokens_per_second": lambda x: f"{x:,.0f} tokens/s",
-    "mfu": lambda x: f"MFU {x:.1%}",
-    "accuracy": lambda x: f"accuracy {x:.3f}",
-}
-
-
-def describe(metrics: Mapping[str, float]) -> str:
-    return ", ".join(show(metrics[name]) for name, show in SHOWN.items() if name in metrics)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -12,8 +12,9 @@ import pytest
 from jaxft import train
 from jaxft import writer as writer_module
 from jaxft.config import parse
+from jaxft.progress import describe
 from jaxft.registry import UserError
-from jaxft.writer import Writer, describe
+from jaxft.writer import Writer
 from tests import program
 
 
@@ -144,7 +145,7 @@ def test_a_failure_to_open_closes_what_was_opened(tmp_path, monkeypatch):
     def fail(*_arguments: object) -> None:
         raise UserError("no bar today")
 
-    monkeypatch.setattr(writer_module, "_Progress", fail)
+    monkeypatch.setattr(writer_module, "progress", fail)
     with pytest.raises(UserError, match="no bar today"):  # an unclosed file would warn, and warnings are errors
         open_writer(tmp_path)
 
