@@ -6,7 +6,8 @@ python -m jaxft.main --config=configs/bert_mlm.py:files --config.data.train=trai
 python -m jaxft.main --config=configs/bert_mlm.py:prepared --config.data.folder=runs/prepare    the model of the first
     command on a corpus of `python -m jaxft.prepare` (--config.tokenizer.name=wordpiece), which is tokenised already
 
-The exported folder is where a classifier starts from:
+The exported folder is where a classifier starts from, which reaches 0.888 instead of the 0.875 of random weights
+(docs/results.md):
 python -m jaxft.main --config=configs/bert_cls.py --config.model.hf=runs/bert_mlm/hf
 """
 
