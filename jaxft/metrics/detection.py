@@ -23,7 +23,7 @@ class DetectionMeter(Meter):
         self.add_loss(*(float(x) for x in sums["loss"]), examples=int((seen["example"] >= 0).sum()))
         for name in ("detection_loss", "generator_loss", "generator_accuracy"):
             self.parts[name] = self.parts.get(name, 0.0) + np.asarray(sums[name], np.float64)
-        tokens, (found, said), replaced = (sums["accuracy"][1], sums["precision"], sums["recall"][1])
+        (said, tokens), (found, replaced) = sums["marked"], sums["recall"]
         self.counts_CC += np.array([[tokens - said - replaced + found, said - found], [replaced - found, found]])
 
     def result(self) -> dict[str, float]:

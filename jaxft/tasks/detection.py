@@ -114,7 +114,7 @@ class Detection(MaskedLm):
             "loss": (self.weight * wrong + surprise * tokens / jnp.maximum(hidden, 1), tokens),
             "detection_loss": (wrong, tokens),
             "accuracy": (right, tokens),
-            "precision": (found, said),
+            "marked": (said, tokens),
             "recall": (found, all_replaced),
             "generator_loss": guessed["loss"],
             "generator_accuracy": guessed["accuracy"],

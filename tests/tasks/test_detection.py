@@ -119,8 +119,8 @@ def test_both_networks_and_the_loss_are_those_of_transformers_with_one_embedding
     assert float(sums["accuracy"][0]) == right.sum() and float(weight) == real.sum()
     assert float(sums["recall"][1]) == (shown != rows["original"]).sum()
     said = (found > 0).numpy() & real
-    assert float(sums["precision"][1]) == said.sum()
-    assert float(sums["precision"][0]) == (said & (shown != rows["original"])).sum()
+    assert float(sums["marked"][0]) == said.sum()
+    assert float(sums["recall"][0]) == (said & (shown != rows["original"])).sum()
 
 
 def test_the_generator_learns_from_its_guesses_alone_and_both_move_what_they_share():
