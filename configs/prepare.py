@@ -6,7 +6,9 @@ python -m jaxft.prepare --config=configs/prepare.py:files --config.source.paths=
 python -m jaxft.prepare --config=configs/prepare.py:files --config.beam="--runner=DirectRunner"    the same documents by
     an Apache Beam pipeline: a runner and its options; files and folder must lie where all workers have them
 
-Then: python -m jaxft.main --config=configs/bert_mlm.py:prepared --config.data.folder=runs/prepare-files
+Then: python -m jaxft.main --config=configs/gpt_clm.py:prepared --config.data.folder=runs/prepare-files
+or, of WordPiece, as the first command trains it (the others: --config.tokenizer.name=wordpiece), a BERT:
+      python -m jaxft.main --config=configs/bert_mlm.py:prepared --config.data.folder=runs/prepare
 
 Rules run in the order of `order`; one that is not named there does not run. So personal data are masked where
 --config.order="('unicode', 'control', 'whitespace', 'pii', 'length', 'language', 'quality', 'repetition')" asks for it.

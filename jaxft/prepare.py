@@ -27,6 +27,7 @@ def main() -> None:
 def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
     """Makes the corpus of a config in `workdir`, or goes on with one that was begun there. Raises UserError."""
     from jaxft.corpora import folder, options
+    from jaxft.hf import hub
     from jaxft.lock import RunLock
     from jaxft.runfolder import RunFolder
 
@@ -34,6 +35,8 @@ def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
     config = options.parse(raw)
     folder.check_libraries()
     source = options.source_of(config)
+    if config.tokenizer.hf:
+        hub.resolve(config.tokenizer.hf, weights=False, field="tokenizer.hf")  # now, not after the last document
     RunFolder(workdir).create()
     with RunLock(workdir, say=say):
         folder.claim(workdir, raw, source.identity())

@@ -109,7 +109,9 @@ def _schema(function: Any, given: Iterable[str]) -> dict[str, inspect.Parameter]
 
 def _check_type(field: str, value: Any, annotation: Any) -> None:
     """Plain annotations only (bool, int, float, str, tuple of str): an int passes for a float, nothing else is bent."""
-    if annotation in (tuple, Sequence[str]) and not all(isinstance(one, str) for one in value):
+    if annotation in (tuple, Sequence[str]) and not (
+        isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+    ):
         raise UserError(f"{field}={value!r} must be a tuple of texts")
     if annotation not in (bool, int, float, str):
         return

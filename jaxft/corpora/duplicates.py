@@ -47,17 +47,18 @@ class Near:
         return self.bands * self.rows
 
     def shingles(self, text: str) -> np.ndarray:
-        """A number for each n-gram of the text's words, in lower case and without marks, uint32; fewer are one."""
-        hashes_W = hashed(_WORD.findall(text.casefold()))
-        found = ngrams(hashes_W, min(self.ngram, max(1, len(hashes_W))))
+        """A number for each n-gram of the text's words, in lower case and without marks, uint32; fewer are one.
+
+        A text without words is one itself: or all of them would be alike.
+        """
+        hashes_W = hashed(_WORD.findall(text.casefold()) or [text])
+        found = ngrams(hashes_W, min(self.ngram, len(hashes_W)))
         return (np.unique(found) >> np.uint64(32)).astype(np.uint32)
 
     def signature(self, text: str) -> np.ndarray:
-        """uint32 [bands * rows]. A text without a word has that of the empty set."""
+        """uint32 [bands * rows]."""
         minhash = _minhash(self.size)
-        shingles = self.shingles(text)
-        if len(shingles):
-            minhash.update_batch(shingles.tolist())
+        minhash.update_batch(self.shingles(text).tolist())
         return np.asarray(minhash.digest(), np.uint32)
 
     def buckets(self, signatures_XK: np.ndarray) -> Iterator[np.ndarray]:

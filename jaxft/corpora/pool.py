@@ -48,7 +48,9 @@ def ordered(
 
 def workers_of(wanted: int) -> int:
     """How many processes: `wanted`, or one for each core that this one may use."""
-    return wanted or len(os.sched_getaffinity(0))
+    if wanted:
+        return wanted
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
 
 
 _function: Callable[[Any], Any]

@@ -27,7 +27,8 @@ class Ready(NamedTuple):
 
 def check_shares(shares: Mapping[str, float]) -> None:
     """Raises UserError unless the shares of the splits leave something to train on."""
-    if any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
+    numbers = all(type(share) in (int, float) for share in shares.values())
+    if not numbers or any(share < 0 for share in shares.values()) or sum(shares.values()) >= 1:
         raise UserError(f"split: {dict(shares)} must be shares of 0 or more whose sum is below 1; the rest is train")
 
 

@@ -21,5 +21,5 @@ def make(section: Tokenizer, texts: Iterable[str], count: int, target: Path, say
     with disk.writing(target):
         shutil.rmtree(aside, ignore_errors=True)  # of a process that died here
         aside.mkdir()
-        tokenizer.copy_files(hub.resolve(section.hf, weights=False), aside, section.positions)
+        tokenizer.copy_files(hub.resolve(section.hf, weights=False, field="tokenizer.hf"), aside, section.positions)
         aside.rename(target)

@@ -10,6 +10,7 @@ import random
 
 from jaxft.data.files import point
 from jaxft.data.source import Dataset, Split, fingerprint
+from jaxft.registry import UserError
 
 RELEASE = 1
 MOST = 999_999
@@ -29,6 +30,8 @@ ENGLISH_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy"
 
 def number_words(*, numbers: int) -> Dataset:
     """So many distinct numbers up to MOST, short ones as often as long ones; columns number, de, en."""
+    if not 3 <= numbers <= MOST // 2:
+        raise UserError(f"data.numbers={numbers} must be 3 to {MOST // 2:,}: distinct ones below {MOST + 1:,}")
     rng = random.Random(0)
     chosen: dict[int, None] = {}
     while len(chosen) < numbers:

@@ -10,6 +10,7 @@ from jaxft.registry import UserError
 
 ENDINGS = (".gz", ".zst")
 WINDOW = 2**31  # bytes that a Zstandard frame may refer back to: as much as `zstd --ultra --long=31` writes
+BLOCK = 2**10  # bytes unpacked at once: each 4 of them may become 2**17
 # What reading raises where a file was cut off or damaged.
 Damaged = (EOFError, zlib.error, gzip.BadGzipFile, ValueError)
 
@@ -58,7 +59,7 @@ def _frames(file: BinaryIO) -> Iterator[bytes]:
         raise UserError("a file that ends in .zst needs the library zstandard: pip install zstandard") from error
 
     frame: Any = None
-    while block := file.read(2**18):
+    while block := file.read(BLOCK):
         while block:
             frame = frame or zstandard.ZstdDecompressor(max_window_size=WINDOW).decompressobj()
             try:

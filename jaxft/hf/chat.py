@@ -122,7 +122,8 @@ class Template:
         told = {"messages": list(messages), "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
             return self._template.render(**told, **self._special, **{MARKED: marked})
-        except (TemplateError, TypeError, ValueError) as error:
+        # A template is somebody's program: it may divide by 0, or call itself without end.
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             roles = ", ".join(message["role"] for message in messages) or "nobody"
             raise BadRow(f"the chat template refuses a conversation of {roles}: {error}") from None
 

@@ -35,19 +35,27 @@ def pooling(folder: Path) -> str | None:
     """
     if not (folder / MODULES).exists():
         return None
-    raw = files.inside(folder, MODULES).read_bytes()
+    with files.inside(folder, MODULES).open("rb") as stream:
+        raw = stream.read(files.JSON_BYTES)
     # A list, which is checked as objects are.
     modules = files.parse_json(b'{"modules": ' + raw + b"}", str(folder / MODULES))["modules"]
-    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (list(KINDS), list(KINDS)[:2]):
-        raise UserError(
-            f"{folder / MODULES}: the modules {', '.join(kinds)} are not supported; only {', '.join(KINDS)}"
-        )
-    config = files.read_json(folder / modules[1]["path"], "config.json")
+    places = [(str(one.get("type")).rsplit(".", 1)[-1], one.get("path")) for one in modules if isinstance(one, dict)]
+    # No place but the usual ones: a path may lead out of the folder.
+    if places not in (list(KINDS.items()), list(KINDS.items())[:2]):
+        found = ", ".join(f"{kind} in {path!r}" for kind, path in places) or "none"
+        known = ", ".join(f"{kind} in {path!r}" for kind, path in KINDS.items())
+        raise UserError(f"{folder / MODULES}: the modules {found} are not supported; only {known}")
+    config = files.read_json(folder / POOLING, "config.json")
     on = _modes(config)
     if len(on) != 1 or on[0] not in MODES:
         raise UserError(f"{folder}: pooling by {' and '.join(on)} is not supported; only {', '.join(MODES)}")
     return on[0]
+
+
+def max_length(folder: Path) -> int:
+    """How many tokens of a text sentence-transformers reads; 0 where the folder does not say."""
+    told = files.read_json(folder, OF_NETWORK).get("max_seq_length") if (folder / OF_NETWORK).exists() else None
+    return told if isinstance(told, int) else 0
 
 
 def _modes(config: dict[str, Any]) -> list[str]:

@@ -12,7 +12,13 @@ from jaxft.tasks import TASKS
 
 placeholders = groups.placeholders
 prepare = groups.prepare
-Reader = groups.Reader
+
+
+class Reader(groups.Reader):
+    """As sentence-transformers reads a text: no more of it than the folder says, unless `length` does."""
+
+    def __init__(self, folder: Path, length: int, task: Any):
+        super().__init__(folder, length or sentence.max_length(folder), task)
 
 
 def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:

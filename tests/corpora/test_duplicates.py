@@ -103,6 +103,7 @@ def test_chinese_is_compared_by_characters_and_short_texts_as_wholes():
     text = "".join(chr(0x4E00 + i * 7 % 900) for i in range(200))
     assert leaders([text, text.replace(text[100], "说"), text[::-1]]).tolist() == [-1, 0, -1]
     assert leaders(["one two", "One, two.", "one three"]).tolist() == [-1, 0, -1]
+    assert leaders(["!!! ???", "-> <- =>", "!!! ???"]).tolist() == [-1, -1, 0]
 
 
 def test_of_equal_texts_the_first_stays():

@@ -57,6 +57,9 @@ CASES = {
     "quality": [
         ({}, PROSE, PROSE),
         ({"min_words": 4}, "one two three", "too few words"),
+        ({"min_words": 0}, "", "too few words"),
+        ({"min_words": 1, "bullets": 0.6, "min_word_length": 1.0}, "•one\n•\nthree four", "lines with bullets"),
+        ({"min_words": 1, "min_word_length": 1.0}, "-one\n*two\n–three", "-one\n*two\n–three"),
         ({"min_words": 0, "max_words": 2}, "one two three", "too many words"),
         ({"min_words": 1}, "a b c d efg", "words too short"),  # 7 characters in 5 words: 1.4
         ({"min_words": 1, "min_word_length": 1.4}, "a b c d efg", "a b c d efg"),
@@ -120,6 +123,9 @@ CASES = {
         ({}, "card 4111 1111 1111 1111", "card <CARD>"),
         ({}, "no card 4111 1111 1111 1112", "no card 4111 1111 1111 1112"),
         ({}, "IBAN DE89 3704 0044 0532 0130 00!", "IBAN <IBAN>!"),
+        ({}, "4111 1111 1111 1111 12/27 or 4111-1111-1111-1111 123", "<CARD> 12/27 or <CARD> 123"),
+        ({}, "BE68 5390 0754 7034 BIC KREDBEBB, ES91 2100 0418 4502 0005 1332 EUR", "<IBAN> BIC KREDBEBB, <IBAN> EUR"),
+        ({}, "8.8.8.8:443, 2001:4860:4860::8888: up", "<IP>:443, <IP>: up"),
         ({}, "no IBAN DE88 3704 0044 0532 0130 00", "no IBAN DE88 3704 0044 0532 0130 00"),
         ({}, "call +49 30 123456 or (555) 123-4567 or 555-123-4567", "call <PHONE> or <PHONE> or <PHONE>"),
         ({}, "1914-1918, 3.14159, 12345678, 2026-11-25", "1914-1918, 3.14159, 12345678, 2026-11-25"),

@@ -1,6 +1,7 @@
 """Records of files, and what becomes of junk: counted where it stands, never dropped in silence."""
 
 import gzip
+import io
 import json
 import random
 
@@ -11,6 +12,7 @@ from pyarrow import parquet
 
 from jaxft.corpora.sources import Files, Rows, chunks, text_of
 from jaxft.data.files import read_rows
+from jaxft.data.packed import _frames
 from jaxft.data.text_formats import LONGEST
 from jaxft.registry import BadRow, UserError
 
@@ -111,6 +113,12 @@ def test_a_damaged_archive_gives_what_is_before_the_damage_and_one_bad_record(tm
     assert after == ("y.txt", 1, "after")
     with pytest.raises(UserError, match=f"not a whole {'gzip' if ending == 'gz' else 'Zstandard'} file"):
         list(read_rows(str(path)))
+
+
+def test_a_small_archive_of_much_is_unpacked_piece_by_piece():
+    packed = io.BytesIO(ZSTANDARD.compress(bytes(2**27)))
+    sizes = [len(piece) for piece in _frames(packed)]
+    assert sum(sizes) == 2**27 and max(sizes) <= 2**26 and packed.tell() < 2**14
 
 
 def test_other_readers_of_files_read_zstandard_too(tmp_path):

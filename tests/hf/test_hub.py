@@ -1,6 +1,7 @@
 """The hub, played by a small server on this machine: what arrives, and what is said when nothing does."""
 
 import contextlib
+import fnmatch
 import hashlib
 import http.server
 import json
@@ -14,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 
-from jaxft.hf import hub, sentence
+from jaxft.hf import hub, sentence, tokenizer
 from jaxft.registry import UserError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -151,6 +152,10 @@ def test_a_hub_id_brings_weights_config_and_tokenizer_and_nothing_that_can_run(e
     assert sorted(file.name for file in folder.iterdir()) == files
     assert sentence.pooling(folder) == "first"
     assert (folder / "config.json").read_bytes() == CONTENT["config.json"]
+
+
+def test_every_file_of_a_tokenizer_is_asked_for():
+    assert all(any(fnmatch.fnmatch(name, wanted) for wanted in hub.WANTED) for name in tokenizer.FILES)
 
 
 def test_the_cache_serves_when_the_hub_is_gone(endpoint, tmp_path):

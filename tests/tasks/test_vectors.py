@@ -305,5 +305,16 @@ def test_further_layers_are_refused_and_a_folder_without_modules_says_nothing(tm
     assert sentence.pooling(tmp_path) is None
     modules = [{"idx": i, "path": "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate("TPD")]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match="the modules T, P, D are not supported"):
+    with pytest.raises(UserError, match="the modules T in '', P in '', D in '' are not supported"):
+        sentence.pooling(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../out", "/etc", None])
+def test_no_path_leads_out_of_the_folder(tmp_path, path):
+    sentence.write(tmp_path, pooling="mean", d_model=8, length=9)
+    assert sentence.pooling(tmp_path) == "mean" and sentence.max_length(tmp_path) == 9
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[1]["path"] = path
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="are not supported"):
         sentence.pooling(tmp_path)

@@ -11,7 +11,9 @@ from jaxft.corpora.document import Document, Removed
 
 # Lengths are limited, so that no text makes the search slow.
 _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-_IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\d)")
+_IP = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\d))"
+)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)")
 # International (+49 30 1234567) or North American ((555) 123-4567): digits alone are rarely a telephone.
@@ -42,21 +44,32 @@ def pii(document: Document, *, email: str, ip: str, iban: str, card: str, phone:
 
         def masked(match: re.Match[str], mark: str = mark, passes: Callable[[str], bool] = passes) -> str:
             nonlocal count
-            if not passes(match[0]):
+            size = _longest(match[0], passes)
+            if not size:
                 return match[0]
             count += 1
-            return mark
+            return mark + match[0][size:]
 
         text = pattern.sub(masked, text)
         done[kind] = count
     return document.changed(text, **done)
 
 
+def _longest(found: str, passes: Callable[[str], bool]) -> int:
+    """Characters from the start of a match to the last border of its groups up to which it passes; 0: to none.
+
+    What follows a number may look like more of it: the date behind that of a card, a colon behind an address.
+    """
+    while found and not passes(found):
+        found = found[: max(map(found.rfind, " -:"))] if any(border in found for border in " -:") else ""
+    return len(found)
+
+
 def is_card(found: str) -> bool:
-    """Whether the digits of a text pass Luhn's test."""
+    """Whether a text has 13 to 19 digits and they pass Luhn's test."""
     digits = [int(one) for one in found if one.isdigit()][::-1]
     doubled = [2 * one - 9 if one > 4 else 2 * one for one in digits[1::2]]
-    return len(set(digits)) > 1 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
+    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
 def is_iban(found: str) -> bool:

@@ -5,7 +5,8 @@ import re
 from jaxft.corpora.document import Document, Removed
 
 _LETTER = re.compile(r"[^\W\d_]")
-_BULLET = re.compile("[\u2022\u2023\u25e6\u2043\u2219\u25aa\u25cf\u25cb\u25a0\u25a1\u2013*-]\\s")
+# A dash or an asterisk may begin a word, too.
+_BULLET = re.compile("[\u2022\u2023\u25e6\u2043\u2219\u25aa\u25cf\u25cb\u25a0\u25a1]|[\u2013*-]\\s")
 _ELLIPSES = ("...", "…")
 
 
@@ -27,6 +28,8 @@ def quality(
     In scripts without spaces a word counts as 1.5 characters, and the length of words says nothing.
     """
     units, lines = document.units, document.lines
+    if not units:
+        return Removed("too few words", "0 words")
     if not min_words <= document.words <= max_words:
         few = document.words < min_words
         return Removed("too few words" if few else "too many words", f"{document.words:,.0f} words")
