@@ -29,7 +29,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
             labels=task.get("id2label", {}),
             dataset=card.dataset_name(run.config.data, split),
             split=split,
-            results=results,
+            results=results if net is run.net else {},  # a companion was not what was scored
             config=raw,
             measured_in=run.config.model.param_dtype,
             dtype=run.config.model.param_dtype,

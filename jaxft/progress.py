@@ -11,7 +11,7 @@ REDRAWN = 0.5  # seconds between two pictures of a notebook's bar
 
 def progress(total: int, start: int) -> Any:
     """A context with advance(step) and update(step, metrics), of a run that goes on from `start` of `total` steps."""
-    if _in_notebook():
+    if in_notebook():
         return NotebookBar(total, start)
     from rich.console import Console
 
@@ -19,7 +19,7 @@ def progress(total: int, start: int) -> Any:
     return TerminalBar(console, total, start) if console.is_terminal else Lines(total)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether this process is the kernel of one: then IPython runs, and not in a terminal."""
     shell = sys.modules.get("IPython")
     return shell is not None and type(shell.get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")  # Shell: Colab

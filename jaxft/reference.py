@@ -13,7 +13,6 @@ import numpy as np
 
 from jaxft import build, disk, scoring, sharding
 
-FILE = "reference.npz"
 ABOUT = "about"  # the array of it that says, as JSON, of which data and of which weights it is
 
 
@@ -22,7 +21,7 @@ def of(run: Any, inputs: Any) -> dict[str, np.ndarray]:
 
     They are those of the run folder where it has them of the same data, so that a run that goes on sees the same bits.
     """
-    path, data = run.folder.path / FILE, {name: held.fingerprint for name, held in inputs.caches.items()}
+    path, data = run.folder.reference, {name: held.fingerprint for name, held in inputs.caches.items()}
     kept = _read(path, data)
     if kept is not None:
         run.say(f"reference: that of {path}")

@@ -33,6 +33,7 @@ class RunFolder:
         self.report = path / "report.json"
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer"
+        self.reference = path / "reference.npz"  # of preferences: reference.py
         self.hf = path / "hf"
 
     def create(self) -> None:
@@ -57,8 +58,9 @@ class RunFolder:
         if self.config.exists():
             self._compare(raw, allow, say)
         if not self.started() and not self.finished():
-            # Of other data or another vocabulary, perhaps: only a checkpoint ties a run to its tokenizer.
+            # Of other data, another vocabulary or other weights, perhaps: only a checkpoint ties a run to these.
             shutil.rmtree(self.tokenizer, ignore_errors=True)
+            self.reference.unlink(missing_ok=True)
 
     def record(self, raw: Mapping[str, Any]) -> None:
         """Writes the config: from now on this is a run of it. Not before its first step, when all mistakes are out.

@@ -36,10 +36,14 @@ class StopSignals:
     Inside `deferred`, where a step may be saved first, the first signal is only noted (`number`, `name`) and the second
     ends the process. A thread acts on the signals: Python runs its own handlers between two instructions of the main
     thread, which for one that compiles means minutes later.
+
+    In the `kernel` of a notebook a SIGINT that would end the process raises KeyboardInterrupt instead, whenever Python
+    comes to it: what else the notebook holds is not lost.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, kernel: bool = False) -> None:
         self.number: int | None = None
+        self._kernel, self._interrupts = kernel, 0
         self._deferred = False
         self._before: dict[int, Any] = {}
 
@@ -51,7 +55,7 @@ class StopSignals:
         # Written by the C handler itself, whatever the main thread is doing: one byte, the number of the signal.
         self._wakeup = signal.set_wakeup_fd(self._writing)
         for number in OWNED:
-            self._before[number] = signal.signal(number, lambda *_: None)
+            self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,6 +65,12 @@ class StopSignals:
         os.close(self._writing)
         self._thread.join()
         os.close(self._reading)
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self._kernel and number == signal.SIGINT:
+            self._interrupts += 1
+            if not self._deferred or self._interrupts > 1:
+                raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -84,6 +94,8 @@ class StopSignals:
                 continue
             if self._deferred and self.number is None:
                 self.number = number
+            elif self._kernel and number == signal.SIGINT:
+                continue
             elif self.number is None:
                 leave(self._goodbye(signal.Signals(number).name), 128 + number)
             else:

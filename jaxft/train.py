@@ -12,6 +12,7 @@ from jaxft import finish, runfolder, scoring
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
 from jaxft.lock import RunLock
+from jaxft.progress import in_notebook
 from jaxft.registry import UserError
 from jaxft.run import Run
 from jaxft.signals import Stopped, StopSignals
@@ -33,7 +34,7 @@ def train(
     check_wandb(config.log.wandb)
     folder = runfolder.RunFolder(workdir)
     folder.create()
-    with RunLock(workdir, say=say), StopSignals() as signals:
+    with RunLock(workdir, say=say), StopSignals(kernel=in_notebook()) as signals:
         folder.claim(raw, allow, say)
         if folder.finished():
             say(f"{workdir} is finished: see report.json and report.html. Nothing to do; another --workdir starts anew")

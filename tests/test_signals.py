@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,18 @@ def test_leaving_gives_everything_back():
         os.kill(os.getpid(), signal.SIGINT)
         while True:
             pass
+
+
+def test_in_a_notebook_an_interrupt_ends_the_cell_and_never_the_kernel():
+    with pytest.raises(KeyboardInterrupt), StopSignals(kernel=True):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    seen = None
+    with pytest.raises(KeyboardInterrupt), StopSignals(kernel=True) as signals, signals.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        while signals.number is None:  # a step is finished, say
+            time.sleep(0.01)
+        seen = signals.number
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert seen == signal.SIGINT

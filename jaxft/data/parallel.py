@@ -80,7 +80,13 @@ class Pairs:
     def read(self, start: int, end: int) -> dict[str, Any]:
         """Raises BadRow for a line that is no text."""
         self.record(start, end)
-        return {side: text_formats.decode(raw) for side, raw in zip(SIDES, self._lines(start), strict=True)}
+        found = {}
+        for side, raw in zip(SIDES, self._lines(start), strict=True):
+            try:
+                found[side] = text_formats.decode(raw)
+            except BadRow as error:  # both have one place, that of the source
+                raise BadRow(f"the {side}: {error}") from None
+        return found
 
     def _lines(self, line: int) -> list[bytes]:
         return [buffer[ends[line] : ends[line + 1]] for buffer, ends in zip(self._buffers, self._ends, strict=True)]

@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,14 @@ class Reader(abc.ABC):
             real_BS = batch["example"] >= 0
             out[batch["example"][real_BS]] = logits_BSC[real_BS]
         return out
+
+
+def section(config: Config) -> Mapping[str, Any]:
+    """The options of the task that reads the inputs: of a distillation those of the task that is distilled."""
+    found = config.task
+    while "of" in found:
+        found = found["of"]
+    return found
 
 
 def read(config: Config, hf_folder: Path | None, say: Say) -> tuple[Any, Any]:

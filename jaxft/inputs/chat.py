@@ -13,7 +13,7 @@ from jaxft.data import tokens
 from jaxft.data.token_writer import LeftOut
 from jaxft.hf import chat, generation, tokenizer, turns
 from jaxft.inputs import text
-from jaxft.inputs.base import Say, read
+from jaxft.inputs.base import Say, read, section
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
 
@@ -141,8 +141,8 @@ def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Ca
 
     def write(target: Path) -> None:
         tokenizer.copy_files(hf_folder or folder, target, config.input.length)
-        if config.task["template"]:
-            source = chat.Template(hf_folder or folder, config.task["template"]).source
+        if template := section(config)["template"]:
+            source = chat.Template(hf_folder or folder, template).source
             (target / chat.FILE).write_text(source, encoding="utf-8", newline="\n")
 
     return write

@@ -84,17 +84,18 @@ class MultipleChoice:
 
     def _right(self, row: Row, choices: Sequence[str]) -> int:
         value = cell(row, self.label)
-        if isinstance(value, str) and value in choices:
-            if choices.count(value) > 1:
-                raise BadRow(f"{self.label!r} is {value!r}, and more than one choice is")
-            return choices.index(value)
+        number = value
         if isinstance(value, str) and len(value) == 1 and value in string.ascii_uppercase:
-            value = string.ascii_uppercase.index(value)
+            number = string.ascii_uppercase.index(value)
         elif isinstance(value, str) and value.isdecimal():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < len(choices):
+            number = int(value)
+        counts = isinstance(number, int) and not isinstance(number, bool) and 0 <= number < len(choices)
+        meant = {i for i, choice in enumerate(choices) if choice == value} | ({number} if counts else set())
+        if len(meant) > 1:
+            raise BadRow(f"{self.label!r} is {value!r}, which may mean more than one of the choices {choices}")
+        if not meant:
             raise BadRow(f"{self.label!r} is {value!r}, which is none of the {len(choices)} choices (counted from 0)")
-        return value
+        return meant.pop()
 
     def loss(self, logits_BSC: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Sums and weights: cross-entropy over the choices of each question, and how many are the likeliest."""

@@ -21,15 +21,15 @@ class Retrieval(Vectors):
 
     Each query is to find its own among all passages of the batch, on all devices: cross-entropy over `scale` times
     the cosines, and with `symmetric` that of the passages over the queries, too (Henderson et al. 2017; Radford et
-    al. 2021). A passage that is there twice is not learned as wrong. With train.accumulate the passages are those of a
-    micro-batch.
+    al. 2021). A pair whose query or passage stands in another row, too, is not learned as wrong there. With
+    train.accumulate the passages are those of a micro-batch.
     """
 
     negatives: str  # "": none beside those of the batch
     scale: float  # 20 is common: 1 / temperature
     symmetric: bool
 
-    metrics: ClassVar[tuple[str, ...]] = ("mrr", "recall_1", "recall_10", "ndcg", "loss")
+    metrics: ClassVar[tuple[str, ...]] = ("mrr_10", "recall_1", "recall_10", "ndcg_10", "loss")
     columns: ClassVar[dict[str, str]] = {"text": "text", "pair": "pair", "negatives": ""}
 
     def __post_init__(self) -> None:
@@ -67,15 +67,17 @@ class Retrieval(Vectors):
         query_N, passage_N = part_N == 0, part_N > 0
         # A query's own passage stands in the next slot of its row.
         own_NN = query_N[:, None] & (jnp.arange(len(part_N))[None, :] == jnp.arange(len(part_N))[:, None] + 1)
-        own_text_N = jnp.roll(text_N, -1)
-        twin_NN = (own_text_N[:, None] == text_N[None, :]) & ~own_NN
+        asked_N = jnp.roll(query_N, 1)  # passages that some query asks for
+        # Of a query the text of its passage, of a passage the text of its query.
+        other_N = jnp.where(query_N, jnp.roll(text_N, -1), jnp.where(asked_N, jnp.roll(text_N, 1), -2))
+        # Right as well, in another row: the same passage, or the passage of the same query.
+        twin_NN = (other_N[:, None] == text_N[None, :]) | (text_N[:, None] == other_N[None, :])
+        twin_NN &= ~(own_NN | own_NN.T)
         scores_NN = self.scale * (x_ND @ x_ND.T)
         total, hits = _cross_entropy(scores_NN, own_NN, passage_N[None, :] & ~twin_NN, query_N)
         weight = query_N.astype(jnp.float32).sum()
         if self.symmetric:
-            asked_N = jnp.roll(query_N, 1)  # passages that some query asks for
-            same_query_NN = (jnp.roll(text_N, 1)[:, None] == text_N[None, :]) & ~own_NN.T
-            back, _ = _cross_entropy(scores_NN, own_NN.T, query_N[None, :] & ~same_query_NN, asked_N)
+            back, _ = _cross_entropy(scores_NN, own_NN.T, query_N[None, :] & ~twin_NN, asked_N)
             total = (total + back) / 2
         return {"loss": (total, weight), "accuracy": (hits, weight)}
 

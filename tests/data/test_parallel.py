@@ -67,7 +67,7 @@ def test_a_line_that_is_not_text_is_a_bad_row_and_moves_no_other(tmp_path):
     (tmp_path / "train.en.gz").write_bytes(gzip.compress(b"a dog\n\n\xff\nx\ny\n"))
     train = read(place)["train"]
     assert [row["target"] for row in train.rows] == ["a dog", "x", "y"]
-    assert train.bad == [(f"{tmp_path}/train.de.gz:3", "not UTF-8 (byte 1 of the row: invalid start byte)")]
+    assert train.bad == [(f"{tmp_path}/train.de.gz:3", "the target: not UTF-8 (byte 1 of the row: invalid start byte)")]
 
 
 def test_what_is_held_out_depends_on_the_pair_alone(tmp_path):

@@ -41,7 +41,9 @@ def test_choices_may_stand_in_columns_of_their_own_and_have_a_common_beginning()
         ({"choices": ["x"]}, "two are the least"),
         ({"choices": "x"}, "must be a list of texts"),
         ({"choices": ["x", " "]}, "choice 1 of 'choices' is empty|is a str"),
-        ({"choices": ["x", "x"], "label": "x"}, "more than one choice is"),
+        ({"choices": ["x", "x"], "label": "x"}, "more than one of the choices"),
+        ({"choices": ["12", "3", "4", "2"], "label": "3"}, "more than one of the choices"),
+        ({"choices": ["B", "C", "D", "A"], "label": "A"}, "more than one of the choices"),
         ({"question": ""}, "'question' is empty"),
     ],
 )
