@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxft import sharding
-from jaxft.layers import vocab
+from jaxft.layers import pieces as cutting
 from jaxft.layers.loss import IGNORE, softmax_cross_entropy
 from jaxft.layers.vocab import VocabLogits
 from tests import tiny
@@ -19,7 +19,7 @@ RULES = {"B": ("data", "fsdp"), "V": "tensor"}
 @pytest.fixture
 def pieces(monkeypatch):
     """Two tokens of a row at a time, the last piece filled up."""
-    monkeypatch.setattr(vocab, "PIECE", B * ROWS * 2)
+    monkeypatch.setattr(cutting, "PIECE", B * ROWS * 2)
 
 
 def given(dtype=jnp.float32):
@@ -116,7 +116,7 @@ def test_words_are_drawn_by_their_probability_whatever_the_pieces_and_the_mesh(m
     np.testing.assert_allclose(share, jax.nn.softmax(many.array()[0, 0]), atol=4 * 0.5 / 4000**0.5)
     few = VocabLogits(x, table, bias, 0.0, WORDS)
     alike = [few.sample(jax.random.key(1))]
-    monkeypatch.setattr(vocab, "PIECE", B * ROWS * 2)
+    monkeypatch.setattr(cutting, "PIECE", B * ROWS * 2)
     alike.append(few.sample(jax.random.key(1)))
     with sharding.activations(tiny.mesh(data=2, fsdp=2, tensor=2), RULES):
         alike.append(jax.jit(few.sample)(jax.random.key(1)))
