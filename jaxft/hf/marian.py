@@ -54,11 +54,14 @@ def tokenizer(folder: Path, side: str) -> Any:
 
 
 def _model(folder: Path, side: str) -> Any:
-    """The sentencepiece model, read by the description of its format that transformers has."""
-    from google.protobuf.message import DecodeError
-    from transformers.utils import sentencepiece_model_pb2_new
+    """The sentencepiece model.
 
-    description: Any = sentencepiece_model_pb2_new
+    Its format is read by the description that transformers would take: protobuf allows a process no second one.
+    """
+    from google.protobuf.message import DecodeError
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    description: Any = import_protobuf()
     model = description.ModelProto()
     try:
         model.ParseFromString(files.inside(folder, side).read_bytes())
