@@ -78,7 +78,8 @@ def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) 
     """The task of a Hugging Face folder's config.json, its classes filled in.
 
     `reads` is what its model reads. `options` are those of the task: columns that have other names than
-    the task's own, and what config.json has no field for.
+    the task's own, and what config.json has no field for. They go before those that it keeps for a task of this name
+    below task_specific_params.
     Models of tokens and those without classes are known by their architecture. As in transformers, another config
     without problem_type regresses with one output and classifies with more. Raises UserError for one that names no
     classes. One that says how vectors are pooled (hf/sentence.py) gives vectors.
@@ -108,6 +109,7 @@ def _is(hf: Mapping[str, Any], architecture: str) -> bool:
 
 def _made(name: str, hf: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     task = lookup(TASKS, name, "task.name")
-    options = task.columns | options
-    check_options(task.from_hf, options, "task", ("config",))
-    return task.from_hf(hf, **options)
+    kept = task.columns | ((hf.get("task_specific_params") or {}).get(name) or {})
+    for field, these, others in (("task", options, kept), (f"config.json: task_specific_params.{name}", kept, options)):
+        check_options(task.from_hf, these, field, ("config", *(others.keys() - these.keys())))
+    return task.from_hf(hf, **kept | options)

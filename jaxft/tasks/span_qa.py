@@ -1,7 +1,7 @@
 """Extractive question answering: the answer to a question is a piece of its context."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
@@ -10,13 +10,12 @@ import jax.numpy as jnp
 from jaxft.layers.head import tokens_of_segments
 from jaxft.metrics import squad
 from jaxft.metrics.spans import Found, SpanMeter
-from jaxft.registry import BadRow, UserError, check_options, nearest
+from jaxft.registry import BadRow, UserError, nearest
 from jaxft.tasks.answers import answers_of, placed
 from jaxft.tasks.text import Row, Splits, TextTask
 
 START, END = 1, 2  # bits of the label of a token
 NEVER = -1e30  # in a softmax: as good as minus infinity, and finite
-SAVED = "span_qa"  # where config.json keeps the options, below task_specific_params
 
 
 class Question(NamedTuple):
@@ -117,9 +116,10 @@ class SpanQa(TextTask):
         return {**next(one for one in nbest if one["answer"] == said), "nbest": nbest}
 
     def hf_config(self) -> dict[str, Any]:
-        """transformers has no fields for these."""
-        names = ("stride", "question_length", "answer_length", "nbest", "unanswerable", "threshold", "rules")
-        return {"task_specific_params": {SAVED: {name: getattr(self, name) for name in names}}}
+        """transformers has no fields for the options of this task, but a place for those of any."""
+        shared = {field.name for field in fields(TextTask)}
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in shared}
+        return {"task_specific_params": {"span_qa": own}}
 
     @classmethod
     def from_hf(
@@ -129,24 +129,28 @@ class SpanQa(TextTask):
         text: str,
         pair: str,
         label: str,
-        stride: int | None = None,
-        question_length: int | None = None,
-        answer_length: int | None = None,
-        nbest: int | None = None,
-        unanswerable: bool | None = None,
-        threshold: float | None = None,
-        rules: str | None = None,
+        stride: int = 128,
+        question_length: int = 64,
+        answer_length: int = 30,
+        nbest: int = 20,
+        unanswerable: bool = False,
+        threshold: float = 0.0,
+        rules: str = "squad",
     ) -> Self:
-        """Options that are not given are those of config.json, or what is usual where another program wrote it."""
-        given = dict(stride=stride, question_length=question_length, answer_length=answer_length, nbest=nbest)
-        given |= dict(unanswerable=unanswerable, threshold=threshold, rules=rules)
-        usual = dict(stride=128, question_length=64, answer_length=30, nbest=20)
-        usual |= dict(unanswerable=False, threshold=0.0, rules="squad")
-        saved = (config.get("task_specific_params") or {}).get(SAVED) or {}
-        given = {name: value for name, value in given.items() if value is not None}
-        options = {"text": text, "pair": pair, "label": label, "metric": "", **usual, **saved, **given}
-        check_options(cls, options, f"config.json: task_specific_params.{SAVED}")
-        return cls(**options)
+        """The task with these options; the defaults are what is usual where another program wrote config.json."""
+        return cls(
+            text=text,
+            pair=pair,
+            label=label,
+            metric="",
+            stride=stride,
+            question_length=question_length,
+            answer_length=answer_length,
+            nbest=nbest,
+            unanswerable=unanswerable,
+            threshold=threshold,
+            rules=rules,
+        )
 
 
 def _choice(logits_BL: jax.Array, inside_BSL: jax.Array, right_BL: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

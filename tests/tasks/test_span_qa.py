@@ -120,8 +120,11 @@ def test_config_json_gives_the_task_and_its_options_back():
     )
     foreign = task_from_hf({"architectures": ["RobertaForQuestionAnswering"], "id2label": {"0": "LABEL_0"}})
     assert (foreign.stride, foreign.answer_length, foreign.unanswerable) == (128, 30, False)
-    with pytest.raises(UserError, match="strides is not an option here"):
-        task_from_hf(config | {"task_specific_params": {"span_qa": {"strides": 3}}})
+    for kept, message in (({"strides": 3}, "strides is not an option here"), ({"stride": "3"}, "stride='3' is a str")):
+        with pytest.raises(UserError, match=f"config.json: task_specific_params.span_qa.{message}"):
+            task_from_hf(config | {"task_specific_params": {"span_qa": kept}})
+    with pytest.raises(UserError, match=r"^task\.strides is not an option here"):
+        task_from_hf(config, strides=3)
 
 
 # ---- windows ----
