@@ -45,20 +45,27 @@ def guarded(
     """
     quiet_libraries()
     try:
-        return work()
+        with _Shortages(memory_fix):
+            return work()
     except (UserError, Stopped) as error:
         leave(str(error), error.code)
     except KeyboardInterrupt:
         leave(f"SIGINT: {stopped}", 130)
-    except Exception as error:
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
-            what = next(iter(str(error).splitlines()), "the host has none left")
-            shortage = memory.out_of_memory(what, memory_fix)
-        elif disk.is_full(error):
-            shortage = disk.explained(error)
-        else:
-            raise
-        leave(str(shortage), shortage.code)
+
+
+class _Shortages(contextlib.AbstractContextManager[None]):
+    """Inside, a lack of memory or of disk becomes the UserError that explains it; all else passes untouched."""
+
+    def __init__(self, memory_fix: str):
+        self._memory_fix = memory_fix
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None or isinstance(error, UserError):
+            return
+        if memory.is_short(error):
+            raise memory.explained(error, self._memory_fix) from error
+        if disk.is_full(error):
+            raise disk.explained(error) from error
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -54,6 +54,16 @@ def check(compiled: Any, mesh: Any) -> None:
         )
 
 
+def is_short(error: BaseException) -> bool:
+    """Whether `error` says that the host or a device had no memory left."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+
+
+def explained(error: BaseException, fix: str) -> UserError:
+    """The message about such an error."""
+    return out_of_memory(next(iter(str(error).splitlines()), "the host has none left"), fix)
+
+
 def out_of_memory(what: str, fix: str) -> UserError:
     return UserError(f"out of memory: {what}. {fix}", code=1)
 

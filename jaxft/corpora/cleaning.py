@@ -91,10 +91,9 @@ class Cleaner:
             counts.seen += 1
             try:
                 result = rule(document)
-            except UserError:
-                raise
             except Exception as error:
-                raise RuntimeError(f"{self.where(file, line)}: the rule {name} failed") from error
+                error.add_note(f"{self.where(file, line)}: in the rule {name}")
+                raise
             if isinstance(result, Removed):
                 self._gone(out, record, name, result, document.text)
                 return
