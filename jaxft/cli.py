@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from jaxft import disk, memory
 from jaxft.registry import UserError
@@ -126,18 +126,6 @@ def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:
 def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while chunk := list(itertools.islice(rows, size)):
         yield chunk
-
-
-@contextlib.contextmanager
-def writing(output: Path) -> Iterator[TextIO]:
-    """A file that takes the name --output when it is complete, and is removed when it is not."""
-    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        with disk.writing(output), aside.open("w", encoding="utf-8") as out:
-            yield out
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_output(path: Path, source: Path | None = None) -> None:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
@@ -125,9 +124,8 @@ def attach(net: Network, task: Any, folders: Folders, config: Config) -> Network
 def lend_tokenizer(folders: Folders, target: Path, length: int) -> None:
     """Gives the tokenizer of a companion to a model from random weights, which would otherwise train one."""
     source = next((folder for folder in folders.values() if folder is not None), None)
-    if source is not None and not target.exists() and jax.process_index() == 0:
-        target.mkdir()
-        tokenizer.copy_files(source, target, length)
+    if source is not None and not target.exists():
+        tokenizer.copy(source, target, length)
 
 
 def check_inputs(net: Network, inputs: Any, length: int) -> None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli
+from jaxft import atomic, cli
 from jaxft.registry import BadRow, UserError
 
 MEMORY = "Set one of: --batch lower; --max_new_tokens lower; --dtype=bfloat16; --tensor higher. Nothing was written"
@@ -156,7 +156,7 @@ def _file(arguments: argparse.Namespace) -> None:
     generator, _ = _generator(arguments)
     prefix, column = _as_trained(arguments)
     count = 0
-    with cli.writing(output) as out:
+    with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:
         for chunk in cli.chunks(rows, CHUNK * arguments.batch):
             prompts = [prefix + _prompt(where, row, column) for where, row in chunk]
             texts = generator.write(generator.ids(prompts, [where for where, _ in chunk]), count)

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxft import atomic
+
 NAME = "manifest.json"
 FORMAT = 1
 
@@ -24,8 +26,8 @@ def seal(folder: Path) -> None:
         entries = list(pool.map(lambda name: _entry(folder / name, sync=True), names))
     for path in folder.rglob("*"):
         if path.is_dir():
-            sync(path)
-    write_atomically(folder / NAME, _text(dict(zip(names, entries, strict=True))))
+            atomic.sync(path)
+    atomic.write(folder / NAME, _text(dict(zip(names, entries, strict=True))))
 
 
 def publish(draft: Path, target: Path) -> None:
@@ -38,7 +40,7 @@ def publish(draft: Path, target: Path) -> None:
     if target.exists():
         target.rename(aside)
     draft.rename(target)
-    sync(target.parent)
+    atomic.sync(target.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -96,23 +98,3 @@ def _text(files: Mapping[str, Any]) -> str:
     """The one spelling of a manifest. It carries its own sha256, since a flipped byte may hit it as well."""
     own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"format": FORMAT, "files": files, "sha256": own}, indent=1, sort_keys=True) + "\n"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file `path` holds its old content or all of `text`, whatever happens meanwhile; on disk on return."""
-    draft = path.with_name(f"{path.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync(path.parent)
-
-
-def sync(folder: Path) -> None:
-    """Makes names created in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

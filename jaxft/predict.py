@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxft import cli
+from jaxft import atomic, cli
 from jaxft.registry import BadRow, UserError
 
 
@@ -38,7 +38,7 @@ def predict(arguments: argparse.Namespace) -> None:
     rows = cli.read_input(source, images=True)  # what is wrong with it is said before the model loads
     classifier = cli.classifier(arguments)
     count = labelled = 0
-    with cli.writing(output) as out:
+    with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:
         for chunk in cli.chunks(rows, classifier.reader.most):
             if not count:
                 _check_columns(chunk, classifier.task)

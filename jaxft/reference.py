@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import build, disk, scoring, sharding
+from jaxft import atomic, build, scoring, sharding
 
 ABOUT = "about"  # the array of it that says, as JSON, of which data and of which weights it is
 
@@ -77,9 +76,6 @@ def _read(path: Path, data: Mapping[str, str]) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     held: Any = {ABOUT: np.array(json.dumps(about)), **arrays}
-    with disk.writing(path):
-        with aside.open("wb") as file:
-            np.savez(file, **held)
-        os.replace(aside, path)
+    with atomic.file(path) as draft, draft.open("wb") as file:
+        np.savez(file, **held)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk
+from jaxft import atomic
 
 # Bookkeeping of the log; a curve of these says nothing, or cannot be drawn.
 NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak", "skipped_examples")
@@ -76,10 +76,7 @@ def render(
         bottom=BOTTOM,
     )
     path = folder / "report.html"
-    draft = path.with_name("report.html.tmp")
-    with disk.writing(path):
-        draft.write_text(page, encoding="utf-8")
-    draft.replace(path)
+    atomic.write(path, page)
     return path
 
 

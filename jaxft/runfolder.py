@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk, manifest
+from jaxft import atomic, manifest
 from jaxft.config import difference
 from jaxft.registry import UserError
 
@@ -158,5 +158,4 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Atomically: a reader sees the old file or the whole new one. What a killed writer left is written over."""
-    with disk.writing(path):
-        manifest.write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    atomic.write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

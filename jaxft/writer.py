@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxft import disk
+from jaxft import atomic, disk
 from jaxft.progress import progress
 from jaxft.registry import UserError
 
@@ -124,10 +124,12 @@ def _continue(path: Path, start: int, step_of: Callable[[str], int]) -> TextIO:
     write costs microseconds and a killed process loses none, so the logs never lag behind a checkpoint.
     """
     if path.exists():
-        draft = path.with_name(f"{path.name}.tmp")
-        with path.open(encoding="utf-8", errors="replace") as old, draft.open("w", encoding="utf-8") as new:
+        with (
+            atomic.file(path) as draft,
+            path.open(encoding="utf-8", errors="replace") as old,
+            draft.open("w", encoding="utf-8") as new,
+        ):
             new.writelines(line for line in old if _is_kept(line, start, step_of))
-        draft.replace(path)
     return path.open("a", encoding="utf-8", buffering=1)
 
 

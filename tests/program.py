@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from configs.bert_cls import get_config
+from jaxft.atomic import BUILDING
 from jaxft.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,7 +256,8 @@ def assert_same_end(workdir: Path, other: Path) -> None:
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files and folders: what a process that died may have left."""
-    return [str(path) for path in folder.rglob("*") if path.suffix in (".tmp", ".old", ".new")]
+    ends = (".tmp", ".old", ".new")
+    return [str(path) for path in folder.rglob("*") if path.suffix in ends or path.name.startswith(BUILDING)]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

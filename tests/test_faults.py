@@ -27,8 +27,8 @@ KILLS = 20
 
 # What a run does in order: which change of which file is never made, and what stands (-: does not) in its place then.
 STAGES = {
-    "the tokenizer": (".tokenizer.new", 3, "run/.tokenizer.new -run/tokenizer"),
-    "the token cache": (".building-", 3, "run/tokenizer cache/tokens/.building-* -run/config.json"),
+    "the tokenizer": ("run/.building-", 4, "run/.building-*/tokenizer/tokenizer_config.json -run/tokenizer"),
+    "the token cache": ("tokens/.building-", 3, "run/tokenizer cache/tokens/.building-* -run/config.json"),
     "the record of the config": ("/config.json.tmp -> ", 1, "run/config.json.tmp -run/config.json"),
     "the start of the first save": ("2.tmp/meta.json", 1, "run/config.json run/checkpoints/2.tmp -run/checkpoints/2"),
     "the seal of a save": (
@@ -73,8 +73,8 @@ def test_killed_at_every_stage_the_run_ends_alike_bit_for_bit(tmp_path):
 
 # What is being written when the disk is full -> the file that the message names.
 FULL = {
-    "tokenizer": (".tokenizer.new", 2),
-    "tokens": (".building-", 3),
+    "tokenizer": ("run/.building-", 3),
+    "tokens": ("tokens/.building-", 3),
     "config.json": ("run/config.json", 1),
     "batches.log": ("batches.log", 1),
     "checkpoints": ("4.tmp/meta.json", 1),
@@ -152,7 +152,7 @@ def test_a_second_signal_ends_the_run_at_once_and_it_can_be_started_again(tmp_pa
     program.assert_same_end(workdir, program.unbroken())
 
 
-@pytest.mark.parametrize("at", [".tokenizer.new", program.COMPILE])
+@pytest.mark.parametrize("at", ["run/.building-", program.COMPILE])
 def test_a_signal_before_the_first_step_ends_the_run_at_once_even_during_a_compile(tmp_path, at):
     started = time.monotonic()
     # Nothing compiled is there already. What keeps it busy takes minutes.

@@ -12,6 +12,7 @@ LEAVES = {
     "registry",
     "cache",
     "disk",
+    "atomic",
     "__version__",
 }  # import nothing of jaxft but one another; every room may import them
 ROOMS = {  # room -> the other rooms of jaxft it may import

@@ -74,10 +74,3 @@ def test_a_flipped_byte_in_the_manifest_itself_is_noticed(tmp_path, place):
     content[place if isinstance(place, int) else int(place * len(content))] ^= 1
     path.write_bytes(content)
     assert manifest.damage(tmp_path / "1")
-
-
-def test_write_atomically_replaces_the_whole_text(tmp_path):
-    for text in ("first, longer", "second"):
-        manifest.write_atomically(tmp_path / "file", text)
-        assert (tmp_path / "file").read_text() == text
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,14 +1,13 @@
 """The end of a corpus: what went, line by line; the report; the index, whose being there says that all is."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxft import disk, manifest
+from jaxft import atomic
 from jaxft.corpora import parts, report
 from jaxft.corpora.duplicates import root
 from jaxft.corpora.tally import READING, SAMPLES, Tally, shown
@@ -43,17 +42,13 @@ def finish(
 
 def write_index(folder: Path, index: Index) -> None:
     """Writes corpus.json: from now on the corpus is finished."""
-    with disk.writing(folder / INDEX):
-        manifest.write_atomically(folder / INDEX, index.text())
+    atomic.write(folder / INDEX, index.text())
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Writes a file that is whole or not there."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with disk.writing(path):
-        with open(aside, "w", encoding="utf-8") as out:
-            out.writelines(lines)
-        os.replace(aside, path)
+    with atomic.file(path) as draft, draft.open("w", encoding="utf-8") as out:
+        out.writelines(lines)
 
 
 def _removed(documents: Any, leaders: Mapping[str, np.ndarray]) -> Iterator[dict[str, str]]:

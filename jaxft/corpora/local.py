@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft import manifest
+from jaxft import atomic
 from jaxft.corpora import ending, parts, pool, shards, sources, tokenizers
 from jaxft.corpora.duplicates import exact_duplicates, near_duplicates
 from jaxft.corpora.options import Config, cleaner_of, parse
@@ -237,7 +237,7 @@ def writing(folder: str, splits: Sequence[str], dtype: str) -> Callable[[Any], i
 
         made = shards.write(ready(), encoder, target, target / "work" / "shards", number, splits, dtype)
         text = json.dumps({split: asdict(shard) for split, shard in made.items()})
-        manifest.write_atomically(target / "work" / "shards" / f"{number:05d}.json", text)
+        atomic.write(target / "work" / "shards" / f"{number:05d}.json", text)
         return number
 
     return write

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxft import disk
+from jaxft import atomic
 from jaxft.corpora.cleaning import Cleaned, Gone
 from jaxft.corpora.tally import Tally
 
@@ -43,21 +42,16 @@ def write(path: Path, cleaned: Cleaned, signature: int) -> None:
     texts = [one.text.encode() for one in kept]
     about = {"tally": cleaned.tally.to_json(), "gone": cleaned.gone}
     packed = zstandard.ZstdCompressor(LEVEL).compress(b"".join(texts))
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with disk.writing(path):
-        with open(aside, "wb") as file:
-            np.savez(
-                file,
-                digests=np.frombuffer(b"".join(one.digest for one in kept), ">u8").astype(np.uint64).reshape(-1, 2),
-                signatures=np.stack([np.zeros(signature, np.uint32), *(one.signature for one in kept)])[1:],
-                sizes=np.array([len(text) for text in texts], np.int64),
-                places=np.array([(one.file, one.line) for one in kept], np.int64).reshape(-1, 2),
-                texts=np.frombuffer(packed, np.uint8),
-                about=np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+    with atomic.file(path) as draft, draft.open("wb") as file:
+        np.savez(
+            file,
+            digests=np.frombuffer(b"".join(one.digest for one in kept), ">u8").astype(np.uint64).reshape(-1, 2),
+            signatures=np.stack([np.zeros(signature, np.uint32), *(one.signature for one in kept)])[1:],
+            sizes=np.array([len(text) for text in texts], np.int64),
+            places=np.array([(one.file, one.line) for one in kept], np.int64).reshape(-1, 2),
+            texts=np.frombuffer(packed, np.uint8),
+            about=np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8),
+        )
 
 
 def read(path: Path) -> Part | None:

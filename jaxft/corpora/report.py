@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk, manifest
+from jaxft import atomic
 from jaxft.corpora.tally import READING
 from jaxft.data.prepared import Index
 
@@ -34,10 +34,9 @@ def write(folder: Path, *, config: Mapping[str, Any], results: Mapping[str, Any]
     page = environment.get_template("report.html.j2").render(
         results=results, rows=rows(results), config=json.dumps(config, indent=1, ensure_ascii=False), name=folder.name
     )
-    with disk.writing(folder):
-        text = json.dumps({**results, "config": config}, indent=1, ensure_ascii=False)
-        manifest.write_atomically(folder / "report.json", text + "\n")
-        manifest.write_atomically(folder / "report.html", page)
+    text = json.dumps({**results, "config": config}, indent=1, ensure_ascii=False)
+    atomic.write(folder / "report.json", text + "\n")
+    atomic.write(folder / "report.html", page)
     for line in table(results):
         say(line)
 

@@ -1,10 +1,8 @@
 """The tokenizer of a corpus: trained on its documents, or one that exists."""
 
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from jaxft import disk
 from jaxft.corpora.options import Tokenizer
 from jaxft.hf import hub, tokenizer, trainers
 from jaxft.registry import lookup
@@ -17,9 +15,4 @@ def make(section: Tokenizer, texts: Iterable[str], count: int, target: Path, say
         train = lookup(trainers.TRAINERS, section.name, "tokenizer.name")
         train(texts, vocab=section.vocab, lowercase=section.lowercase, folder=target, positions=section.positions)
         return
-    aside = target.with_name(f".{target.name}.new")
-    with disk.writing(target):
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that died here
-        aside.mkdir()
-        tokenizer.copy_files(hub.resolve(section.hf, weights=False, field="tokenizer.hf"), aside, section.positions)
-        aside.rename(target)
+    tokenizer.copy(hub.resolve(section.hf, weights=False, field="tokenizer.hf"), target, section.positions)

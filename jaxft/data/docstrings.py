@@ -12,7 +12,6 @@ import io
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,9 +22,9 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk
+from jaxft import atomic, disk
 from jaxft.cache import private_dir
-from jaxft.data import cache_files, docstring_reader
+from jaxft.data import docstring_reader
 from jaxft.data.source import Dataset
 from jaxft.registry import UserError
 
@@ -213,7 +212,7 @@ def _prepare(root: Path, config: str, versions: dict[str, str]) -> None:
     import tensorflow_datasets as tfds
 
     print(f"jaxft: reading the docstrings of {len(LIBRARIES)} libraries (once; kept in {root})", file=sys.stderr)
-    with disk.writing(root), cache_files.building(root) as aside:
+    with disk.writing(root), atomic.building(root) as aside:
         built = make_builder(aside, config, versions)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS would name the folder that is about to be renamed
@@ -221,9 +220,4 @@ def _prepare(root: Path, config: str, versions: dict[str, str]) -> None:
         tfds.enable_progress_bar()
         final = make_builder(root, config, versions).data_path
         final.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(built.data_path, final)
-        except OSError:
-            if not final.exists():
-                raise
-            shutil.rmtree(built.data_path)  # another process built the same meanwhile
+        atomic.publish(Path(built.data_path), final)

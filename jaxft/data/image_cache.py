@@ -1,7 +1,6 @@
 """The image cache: a split's images, decoded and resized once, and memory-mapped ever after. See tokens.py."""
 
 import json
-import os
 import shutil
 import sys
 from collections import deque
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft import disk
+from jaxft import atomic, disk
 from jaxft.data import cache_files
 from jaxft.data.source import Split, fingerprint, refuse_bad
 from jaxft.data.token_writer import REPORTED, label_array
@@ -76,7 +75,7 @@ def _whole(path: Path) -> bool:
 
 def _write(split: Split, example: Callable[..., Any], pixels: Callable[[Any], np.ndarray], path: Path) -> None:
     rows, labels, bad = [], [], list(split.bad)
-    with disk.writing(path.parent), cache_files.building(path.parent) as aside:
+    with disk.writing(path.parent), atomic.building(path.parent) as aside:
         with open(aside / "pixels.bin", "wb") as out:
             for index, label, made in _made(split, example, pixels):
                 if isinstance(made, BadRow):
@@ -91,11 +90,7 @@ def _write(split: Split, example: Callable[..., Any], pixels: Callable[[Any], np
         (aside / "report.json").write_text(json.dumps({"counts": counts}, indent=1))
         (aside / "bad_rows.json").write_text(json.dumps(bad[:REPORTED], indent=1, ensure_ascii=False))
         cache_files.seal(aside)
-        try:
-            os.rename(aside, path)
-        except OSError:
-            if not path.exists():
-                raise  # otherwise another process built the same meanwhile
+        atomic.publish(aside, path)
 
 
 def _made(

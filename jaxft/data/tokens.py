@@ -6,7 +6,6 @@ again.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft import disk
+from jaxft import atomic, disk
 from jaxft.data import cache_files
 from jaxft.data.source import Split, fingerprint, refuse_bad
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of, spread
@@ -194,7 +193,7 @@ def _load(path: Path, identity: str) -> TokenCache | None:
 
 
 def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: Encode, path: Path) -> None:
-    with disk.writing(path.parent), cache_files.building(path.parent) as aside:
+    with disk.writing(path.parent), atomic.building(path.parent) as aside:
         # The tokenizer releases the interpreter: while it works on one chunk, the next is read and the last written.
         with TokenWriter(aside, split) as writer, ThreadPoolExecutor(1) as pool:
             waiting = None
@@ -207,11 +206,7 @@ def _write(split: Split, example: Callable[[Mapping[str, Any]], Any], encode: En
                 writer.add(waiting[0], waiting[1].result())
             writer.finish()
         cache_files.seal(aside)
-        try:
-            os.rename(aside, path)
-        except OSError:
-            if not path.exists():
-                raise  # otherwise another process built the same meanwhile
+        atomic.publish(aside, path)
 
 
 def _chunks(split: Split, example: Callable[[Mapping[str, Any]], Any], writer: TokenWriter) -> Iterator[Chunk]:

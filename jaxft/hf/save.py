@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft import atomic
 from jaxft.hf import files
 from jaxft.hf.layout import Row, Table, copy, parts, rows
 from jaxft.hf.load import flatten
@@ -198,7 +199,7 @@ def replacing(folder: Path, *, beside: Collection[str]) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
-        _sync_names(folder.parent)
+        atomic.sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -242,14 +243,5 @@ def _sync(folder: Path) -> None:
         if entry.is_dir():
             _sync(entry)
             continue
-        with entry.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _sync_names(folder)
-
-
-def _sync_names(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic.sync(entry)
+    atomic.sync(folder)

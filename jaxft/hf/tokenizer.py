@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxft import atomic
 from jaxft.hf import files, marian
 from jaxft.registry import UserError
 
@@ -277,6 +278,12 @@ def copy_files(source: Path, target: Path, max_length: int) -> list[str]:
             config["pad_token"] = load(source).pad_token
         (target / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return present
+
+
+def copy(source: Path, folder: Path, max_length: int) -> None:
+    """As `copy_files`, into the new `folder`, which is whole or not there."""
+    with atomic.folder(folder) as new:
+        copy_files(source, new, max_length)
 
 
 def max_length(folder: Path, positions: int) -> int:

@@ -1,13 +1,12 @@
 """Tokenizers trained on a run's own texts, where no checkpoint brings one."""
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk
+from jaxft import atomic
 from jaxft.hf.chat import FILE as TEMPLATE
 from jaxft.hf.tokenizer import CONFIG, SENTINEL, TOKENIZER, TextEncoder, load
 from jaxft.registry import UserError
@@ -201,13 +200,9 @@ def _write(
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; a new tokenizer needs a folder of its own")
     config = {**config, "model_max_length": positions, **special}
-    temporary = folder.absolute().with_name(f".{folder.name}.new")
-    with disk.writing(folder):
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that died here
-        temporary.mkdir(parents=True)
+    with atomic.folder(folder.absolute()) as new:
         for name, value in ((CONFIG, config), ("special_tokens_map.json", dict(special))):
-            (temporary / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            (new / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         for name, text in {**(beside or {}), TOKENIZER: tokenizer.to_str(pretty=True)}.items():
-            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
-        temporary.rename(folder)
+            (new / name).write_text(text, encoding="utf-8", newline="\n")
     return load(folder)

@@ -1,7 +1,6 @@
 """Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
 
 import functools
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,11 +117,7 @@ def _tokenizer_of(made: Path, config: Config, folder: Path, hf_folder: Path | No
             )
         return of_corpus
     if not folder.exists():
-        aside = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)  # of a process that died here
-        aside.mkdir(parents=True)
-        tokenizer.copy_files(made, aside, config.input.length)
-        aside.rename(folder)
+        tokenizer.copy(made, folder, config.input.length)
     elif tokenizer.load(folder).fingerprint != of_corpus.fingerprint:
         raise UserError(
             f"data.folder={config.data['folder']!r} was made with another tokenizer than the run's in {folder}; "
