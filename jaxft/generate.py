@@ -185,10 +185,10 @@ def _prompt(where: str, row: Any, column: str) -> str:
         raise UserError(f"{where}: {row}; mend the row")
     name = column or next((name for name in COLUMNS if name in row), "")
     if name not in row and isinstance(row.get(name.partition(".")[0]), dict):
-        from jaxft.tasks.seq2seq import text_of
+        from jaxft.tasks.seq2seq import text_at
 
         try:
-            return text_of(row, name)
+            return text_at(row, name)
         except BadRow as reason:
             raise UserError(f"{where}: {reason}; it must be a text") from reason
     if name not in row:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxft import atomic
+from jaxft import atomic, pages
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 # Bookkeeping of the log; a curve of these says nothing, or cannot be drawn.
 NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak", "skipped_examples")
@@ -47,19 +49,11 @@ def render(
     (list of label, precision, recall, f1, support), averages such as "macro", and "confusion" (rows truth, columns
     predicted); where texts were written "written" (list of source, reference, text) and "signatures" of the scores.
     """
-    import jinja2
-
     folder = Path(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
     classes, matrix = results.get("classes", []), results.get("confusion", [])
-    page = environment.get_template("report.html.j2").render(
+    page = pages.page(
+        TEMPLATE,
+        {"number": number},
         title=folder.resolve().name,
         scores={name: value for name, value in results.items() if isinstance(value, (int, float))},
         classes=classes,

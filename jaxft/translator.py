@@ -5,13 +5,12 @@ from typing import Any
 
 from jaxft import scoring
 from jaxft.classifier import Classifier
-from jaxft.generation import settings
 from jaxft.hf import hub
-from jaxft.inputs.seq2seq import add_texts
+from jaxft.inputs.seq2seq import add_texts, programs
 from jaxft.registry import call
 from jaxft.tasks import TASKS
 from jaxft.tasks.seq2seq import ALL
-from jaxft.texts import Texts, wanted
+from jaxft.texts import wanted
 
 
 class Translator(Classifier):
@@ -19,11 +18,9 @@ class Translator(Classifier):
 
     def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
         super().__init__(source, task=task, length=length, dtype=dtype)
-        hub_says, cfg = wanted(hub.resolve(source)), self.net.cfg
-        flags = {"temperature": 0, "max_new_tokens": hub_says.get("max_new_tokens", self.task.max_new_tokens)}
-        chosen, _ = settings.read(hub_says, flags, pad=cfg.pad_id, eos=(cfg.eos_id,), decoder=False)
-        self.start = hub_says.get("decoder_start_token_id", cfg.start_id)
-        self.texts = Texts(self.net, chosen, batch=self.rows, start=self.start, seed=0)
+        hub_says = wanted(hub.resolve(source))
+        flags = {"max_new_tokens": hub_says.get("max_new_tokens", self.task.max_new_tokens)}
+        self.texts = programs(self.net, hub_says, flags, batch=self.rows)
         self._apart = self.net.apart(self.params, keep=True)
 
     def task_of(self, hf: Mapping[str, Any], reads: str, options: Mapping[str, Any]) -> Any:

@@ -13,6 +13,8 @@ LEAVES = {
     "cache",
     "disk",
     "atomic",
+    "labels",
+    "pages",
     "__version__",
 }  # import nothing of jaxft but one another; every room may import them
 ROOMS = {  # room -> the other rooms of jaxft it may import

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import atomic
+from jaxft import atomic, pages
 from jaxft.corpora.tally import READING
 from jaxft.data.prepared import Index
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def totals(index: Index) -> dict[str, dict[str, int]]:
@@ -21,18 +23,13 @@ def totals(index: Index) -> dict[str, dict[str, int]]:
 
 def write(folder: Path, *, config: Mapping[str, Any], results: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Writes both files, and says the table. `results`: tally, duplicates, splits, seconds, files (ending.finish)."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=lambda value: f"{value:,}", size=size)
-    page = environment.get_template("report.html.j2").render(
-        results=results, rows=rows(results), config=json.dumps(config, indent=1, ensure_ascii=False), name=folder.name
+    page = pages.page(
+        TEMPLATE,
+        {"number": lambda value: f"{value:,}", "size": size},
+        results=results,
+        rows=rows(results),
+        config=json.dumps(config, indent=1, ensure_ascii=False),
+        name=folder.name,
     )
     text = json.dumps({**results, "config": config}, indent=1, ensure_ascii=False)
     atomic.write(folder / "report.json", text + "\n")

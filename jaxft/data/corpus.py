@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxft.data import pipeline
 from jaxft.data.pipeline import EMPTY, Batch
-from jaxft.data.token_writer import NO_LABEL
 from jaxft.data.tokens import TokenCache
+from jaxft.labels import NO_LABEL
 
 TRAIN, EVAL = 0, 1  # streams of random numbers
 

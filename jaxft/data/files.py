@@ -3,12 +3,12 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from jaxft.data.opening import Table, check, open_table, sha256
-from jaxft.data.source import Dataset, Split, fingerprint, quoted
+from jaxft.data.source import Dataset, Rows, Split, fingerprint, quoted
 from jaxft.registry import BadRow, UserError
 
 
@@ -77,13 +77,13 @@ def split_of(table: Table, identity: str, path: str, field: str) -> Split:
             "mend them, or give the file the ending of its format"
         )
     spans = np.stack([np.frombuffer(column, np.int64) for column in (starts, ends, numbers)])
-    return _split(Rows(table, spans), identity, path, bad)
+    return _split(TableRows(table, spans), identity, path, bad)
 
 
 def hold_out(train: Split, share: float) -> dict[str, Split]:
     """train and validation made of `train`. The unreadable rows stay with train."""
     rows = train.rows
-    assert isinstance(rows, Rows)
+    assert isinstance(rows, TableRows)
     held = np.fromiter((point(raw) < share for raw in rows.raw()), bool, len(rows))
     if held.all() or not held.any():
         unread = f"; {len(train.bad):,} other rows cannot be read:\n{quoted(train.bad)}" if train.bad else ""
@@ -91,7 +91,10 @@ def hold_out(train: Split, share: float) -> dict[str, Split]:
             f"data.holdout={share} of {len(rows):,} rows leaves {'train' if held.all() else 'validation'} without one; "
             f"name a file as data.validation, or hold out another share{unread}"
         )
-    parts = {"train": Rows(rows.table, rows.spans[:, ~held]), "validation": Rows(rows.table, rows.spans[:, held])}
+    parts = {
+        "train": TableRows(rows.table, rows.spans[:, ~held]),
+        "validation": TableRows(rows.table, rows.spans[:, held]),
+    }
     path = train.where(0).rpartition(":")[0]
     identity = {name: fingerprint(file=train.fingerprint, holdout=share, side=name) for name in parts}
     return {
@@ -115,7 +118,7 @@ def read_rows(path: str, field: str = "input") -> Iterator[tuple[str, dict[str, 
             yield f"{path}:{number}", error
 
 
-class Rows(Sequence[dict[str, Any]]):
+class TableRows(Rows):
     """Rows of a table by their [3, X] spans: first byte, end, line number. A row is parsed when it is asked for."""
 
     def __init__(self, table: Table, spans: np.ndarray):
@@ -125,13 +128,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self.spans.shape[1]
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> dict[str, Any]:
         start, end, _ = self.spans[:, index].tolist()
         return self.table.read(start, end)
 
@@ -141,5 +138,5 @@ class Rows(Sequence[dict[str, Any]]):
             yield self.table.record(start, end)
 
 
-def _split(rows: Rows, identity: str, path: str, bad: Sequence[tuple[str, str]]) -> Split:
+def _split(rows: TableRows, identity: str, path: str, bad: Sequence[tuple[str, str]]) -> Split:
     return Split(rows, identity, lambda i: f"{path}:{rows.spans[2, i]}", bad)

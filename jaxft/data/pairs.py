@@ -11,8 +11,8 @@ import numpy as np
 from jaxft.data import pack, pipeline
 from jaxft.data.pack import Plan
 from jaxft.data.pipeline import Batch
-from jaxft.data.token_writer import NO_LABEL
 from jaxft.data.tokens import TokenCache
+from jaxft.labels import NO_LABEL
 
 
 @dataclass(frozen=True)

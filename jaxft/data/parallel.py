@@ -47,11 +47,11 @@ def _check(place: str, field: str) -> None:
 def read_split(place: str, field: str = "file") -> Split:
     """The pairs of two files. `field` names the config key in errors."""
     paths = names(place, field)
-    pairs = Pairs(*paths, field)
-    return split_of(pairs, fingerprint(files=[sha256(path) for path in paths]), paths[0], field)
+    table = TwoFiles(*paths, field)
+    return split_of(table, fingerprint(files=[sha256(path) for path in paths]), paths[0], field)
 
 
-class Pairs:
+class TwoFiles:
     """A table (opening.py) whose spans are line numbers from 0."""
 
     def __init__(self, source: str, target: str, field: str):

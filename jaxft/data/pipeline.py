@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxft.data.pack import Plan
-from jaxft.data.token_writer import NO_LABEL
 from jaxft.data.tokens import TokenCache
+from jaxft.labels import NO_LABEL
 
 Batch = dict[str, np.ndarray]
 EMPTY = -1  # as a row number: a row without examples

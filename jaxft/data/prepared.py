@@ -9,11 +9,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
-from jaxft.data.source import Dataset, Split, fingerprint
+from jaxft.data.source import Dataset, Rows, Split, fingerprint
 from jaxft.registry import UserError, nearest
 
 INDEX, TOKENIZER = "corpus.json", "tokenizer"
@@ -77,7 +77,7 @@ def prepared(*, folder: str) -> Dataset:
             if size != shard.size:
                 what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.size:,}"
                 raise UserError(f"data.folder={folder!r}: {shard.file} {what}; copy or prepare the corpus again")
-        rows = Rows(path, shards, index.dtype)
+        rows = Documents(path, shards, index.dtype)
         identity = fingerprint(shards=[shard.sha256 for shard in shards], dtype=index.dtype)
         splits[name] = Split(rows, identity, lambda i, rows=rows: rows.where(i, index.sources))
     return Dataset("prepared", splits, {}, tokenizer=path / TOKENIZER)
@@ -97,7 +97,7 @@ def read_index(path: Path) -> Index:
         ) from error
 
 
-class Rows(Sequence[dict[str, Any]]):
+class Documents(Rows):
     """Documents of shards in a row: {"ids": [tokens], "bytes": int}."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str):
@@ -109,13 +109,7 @@ class Rows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def row(self, index: int) -> dict[str, Any]:
         (size, _, _), record = self._read(index)
         return {"ids": np.frombuffer(record, self._dtype, offset=HEADER.size), "bytes": size}
 
@@ -124,11 +118,9 @@ class Rows(Sequence[dict[str, Any]]):
         return f"{sources[file]}:{line}"
 
     def _read(self, index: int) -> tuple[tuple[int, int, int], bytes]:
-        if not -self._count <= index < self._count:
-            raise IndexError(index)
         if self._source is None:  # opened when it is first read
             from array_record.python.array_record_data_source import ArrayRecordDataSource
 
             self._source = ArrayRecordDataSource(self._files)
-        record = self._source[index % self._count]
+        record = self._source[index]
         return HEADER.unpack_from(record), record

@@ -6,14 +6,34 @@ are the name of a file, the bytes of one, or uint8 arrays [rows, columns(, chann
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from jaxft.registry import BadRow, UserError
 
 SHOWN = 5  # bad rows quoted in a message
+
+
+class Rows(Sequence[Mapping[str, Any]]):
+    """Rows that are read when they are asked for. Whoever inherits has `__len__` and `row`."""
+
+    @abstractmethod
+    def row(self, index: int) -> Mapping[str, Any]:
+        """Row 0 <= index < len. Raises BadRow."""
+
+    @overload
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Mapping[str, Any]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.row(index % len(self))
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 import contextlib
 import re
 import socket
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, overload
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from jaxft import disk
-from jaxft.data.source import Dataset, Split, fingerprint, plain
+from jaxft.data.source import Dataset, Rows, Split, fingerprint, plain
 from jaxft.registry import UserError, nearest
 
 # TFDS finds its older text builders (GLUE among them) through a list of imports that ends silently at the first module
@@ -109,10 +109,10 @@ def _split(builder: Any, split: str, expression: str) -> Split:
     # The metadata hold sizes of the shards: a builder of one's own may change its data under the same version.
     facts = {file: (Path(builder.data_path) / file).read_text() for file in ("dataset_info.json", "features.json")}
     identity = fingerprint(name=builder.info.full_name, split=expression, **facts)
-    return Split(Rows(source, images), identity, lambda index: f"{builder.info.full_name} {expression}:{index}")
+    return Split(TfdsRows(source, images), identity, lambda index: f"{builder.info.full_name} {expression}:{index}")
 
 
-class Rows(Sequence[dict[str, Any]]):
+class TfdsRows(Rows):
     """Rows of a TFDS data source as plain Python values; those of the columns `images` as they are."""
 
     def __init__(self, source: Any, images: Collection[str] = ()):
@@ -121,16 +121,8 @@ class Rows(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._source)
 
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row = self._source[index % len(self)]
+    def row(self, index: int) -> dict[str, Any]:
+        row = self._source[index]
         return {name: value if name in self._images else plain(value) for name, value in row.items()}
 
 

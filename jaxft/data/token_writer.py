@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxft.data.source import Split
+from jaxft.labels import NO_LABEL
 from jaxft.registry import BadRow, UserError
 
 REPORTED = 1000  # bad rows listed; all are counted
-NO_LABEL = -100
 INT32 = range(-(2**31), 2**31)
 
 

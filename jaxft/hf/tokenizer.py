@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxft import atomic
 from jaxft.hf import files, marian
+from jaxft.labels import NO_LABEL
 from jaxft.registry import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -29,7 +30,6 @@ FILES = (
 # second and 200 MB of memory: each item costs the parser up to 60 bytes.
 TOKENIZER_BYTES = 50_000_000
 TOKENIZER_ITEMS = 3_000_000
-NO_LABEL = -100
 SENTINEL = "<extra_id_{}>"  # the marks of T5, counted from 0
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

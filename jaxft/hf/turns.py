@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft.hf.tokenizer import NO_LABEL, TextEncoder
+from jaxft.hf.tokenizer import TextEncoder
+from jaxft.labels import NO_LABEL
 
 
 class EncodedTurns(NamedTuple):

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxft.hf.tokenizer import NO_LABEL, TextEncoder
+from jaxft.hf.tokenizer import TextEncoder
+from jaxft.labels import END, NO_LABEL, START
 from jaxft.registry import UserError
-
-START, END = 1, 2  # labels of tokens, which add up where an answer is one token
 
 
 class Window(NamedTuple):

@@ -14,6 +14,7 @@ from jaxft.data.token_writer import LeftOut
 from jaxft.hf import chat, generation, tokenizer, turns
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, read, section
+from jaxft.labels import NO_LABEL
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
 
@@ -89,7 +90,7 @@ def _encode(
 
 
 def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> turns.EncodedTurns | LeftOut:
-    learned = (one.labels != tokenizer.NO_LABEL).any()
+    learned = (one.labels != NO_LABEL).any()
     if one.truncated and too_long != "cut":
         reason = f"has {one.whole:,} tokens, more than input.length={length}"
     elif one.truncated and not learned:

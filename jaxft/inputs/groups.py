@@ -29,18 +29,20 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     def cache_of(split: Any) -> Any:
         return text.cache_of(task, encoder, TextEncoder.encode, split, length, config.input.on_bad)
 
-    caches, plans = text.packed(config, dataset, cache_of, say, plans_of=_plans)
-    row_length = _row_length(length, caches)
-    say(f"rows of {row_length} tokens, with room for {row_length // length} texts of {length} each")
-    return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, row_length, plans)
+    caches, made = text.packed(config, dataset, cache_of, say, plans_of=plans)
+    longest = row_length(length, caches)
+    say(f"rows of {longest} tokens, with room for {longest // length} texts of {length} each")
+    return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, longest, made)
 
 
-def _row_length(length: int, caches: Mapping[str, Any]) -> int:
+def row_length(length: int, caches: Mapping[str, Any]) -> int:
+    """Tokens of a row with room for the largest group, of texts of `length` tokens."""
     return length * max(int(np.diff(held.begins).max()) for held in caches.values())
 
 
-def _plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:
-    shape = dict(row_length=_row_length(config.input.length, caches), max_groups=config.input.pack, seed=config.seed)
+def plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:
+    """As those of text.prepare; a group stays together."""
+    shape = dict(row_length=row_length(config.input.length, caches), max_groups=config.input.pack, seed=config.seed)
     return {name: pack.plan_groups(held.lengths, held.begins, **shape) for name, held in caches.items()}
 
 
@@ -50,7 +52,7 @@ class Reader(text.Reader):
     def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int) -> Iterator[Batch]:
         held = tokens.in_memory(examples, self.encode)
         held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
-        length = _row_length(self._length, {"": held})
+        length = row_length(self._length, {"": held})
         groups = max(1, self._length // 8)
         plan = pack.plan_groups(held.lengths, held.begins, row_length=length, max_groups=groups, seed=0)
         return eval_batches(held, plan, batch=rows, row_length=length, process=0, processes=1)

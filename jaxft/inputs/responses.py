@@ -10,10 +10,9 @@ import numpy as np
 
 from jaxft import reference
 from jaxft.config import Config
-from jaxft.data import pack
 from jaxft.data.pipeline import Batch
-from jaxft.data.source import Split
-from jaxft.inputs import chat, text
+from jaxft.data.source import Rows, Split
+from jaxft.inputs import chat, groups, text
 from jaxft.inputs.base import Say
 from jaxft.registry import BadRow
 from jaxft.tasks import Example
@@ -79,20 +78,11 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         lambda split: data.cache_of(split, example, config.input.on_bad),
         say,
         "tokens of responses",
-        plans_of=_plans,
+        plans_of=groups.plans,
     )
     kinds = {name: _kinds(task, splits[name], held) for name, held in caches.items()}
-    length = _row_length(config, caches)
+    length = groups.row_length(config.input.length, caches)
     return ResponseInputs(task, hf_folder, splits, caches, data.encoder, length, plans, kinds, {})
-
-
-def _row_length(config: Config, caches: Mapping[str, Any]) -> int:
-    return config.input.length * max(int(np.diff(held.begins).max()) for held in caches.values())
-
-
-def _plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:
-    shape = dict(row_length=_row_length(config, caches), max_groups=config.input.pack, seed=config.seed)
-    return {name: pack.plan_groups(held.lengths, held.begins, **shape) for name, held in caches.items()}
 
 
 def _kinds(task: Any, split: Split, held: Any) -> np.ndarray:
@@ -103,7 +93,7 @@ def _kinds(task: Any, split: Split, held: Any) -> np.ndarray:
     return np.broadcast_to(kinds_GP, (len(first_G), kinds_GP.shape[1])).reshape(-1)
 
 
-class WithAnother(Sequence[Mapping[str, Any]]):
+class WithAnother(Rows):
     """The rows of a split, each with an answer to another prompt: that of the next row which has one."""
 
     def __init__(self, split: Split, task: Any):
@@ -112,7 +102,7 @@ class WithAnother(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
+    def row(self, index: int) -> Mapping[str, Any]:
         row = self._rows[index]
         *prompt, answer = self._first(row)
         for step in range(1, len(self)):

@@ -1,7 +1,7 @@
 """Pairs of a source and a target, each tokenised, in rows of their own (data/pairs.py); and texts written anew."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from jaxft.inputs.base import Say, kept, read
 from jaxft.registry import UserError
 from jaxft.tasks import Example
 from jaxft.tasks.seq2seq import ALL
-from jaxft.texts import Texts, wanted
+from jaxft.texts import SHORTEST, Texts, wanted
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,24 @@ def add_texts(
 
 def texts_of(inputs: PairInputs, net: Any, batch: int) -> Texts:
     """The programs, with what the checkpoint says of its texts under what the task says. Raises UserError."""
-    task, cfg = inputs.task, net.cfg
+    task = inputs.task
     hub = {} if inputs.hf_folder is None else wanted(inputs.hf_folder)
-    flags = {"num_beams": task.beams, "max_new_tokens": task.max_new_tokens, "temperature": 0}
-    chosen, _ = settings.read(hub, flags, pad=cfg.pad_id, eos=(cfg.eos_id,), decoder=False)
+    flags = {"num_beams": task.beams, "max_new_tokens": task.max_new_tokens}
     longest = max(int(held.sources.lengths[held.plan.examples].max(initial=1)) for held in inputs.pairs.values())
-    start = hub.get("decoder_start_token_id", cfg.start_id)
-    made = Texts(net, chosen, batch=batch, start=start, seed=0, length=longest)
-    if made.most and chosen.new > made.most:
-        raise UserError(
-            f"task.max_new_tokens={chosen.new} exceeds the {made.most} positions of the model; set it lower"
-        )
+    made = programs(net, hub, flags, batch=batch, length=longest)
+    if made.most and (new := made.settings.new) > made.most:
+        raise UserError(f"task.max_new_tokens={new} exceeds the {made.most} positions of the model; set it lower")
     return made
+
+
+def programs(
+    net: Any, hub: Mapping[str, Any], flags: Mapping[str, Any], *, batch: int, length: int = SHORTEST
+) -> Texts:
+    """What writes the likeliest texts: as `flags` say, else what the checkpoint does (`hub`, texts.wanted)."""
+    cfg = net.cfg
+    chosen, _ = settings.read(hub, {**flags, "temperature": 0}, pad=cfg.pad_id, eos=(cfg.eos_id,), decoder=False)
+    start = hub.get("decoder_start_token_id", cfg.start_id)
+    return Texts(net, chosen, batch=batch, start=start, seed=0, length=length)
 
 
 def placeholders(config: Config) -> dict[str, Any]:

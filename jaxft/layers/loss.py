@@ -7,11 +7,11 @@ logits are not finite.
 import jax
 import jax.numpy as jnp
 
-IGNORE = -100  # the label that torch and transformers leave out
+from jaxft.labels import NO_LABEL
 
 
 def softmax_cross_entropy(
-    logits_C: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0, ignore: int = IGNORE
+    logits_C: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0, ignore: int = NO_LABEL
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of logits [..., C] against integer labels [...], with weights [...].
 
@@ -30,7 +30,7 @@ def softmax_cross_entropy(
 
 
 def sigmoid_binary_cross_entropy(
-    logits_C: jax.Array, labels_C: jax.Array, weights: jax.Array, smoothing: float = 0.0, ignore: int = IGNORE
+    logits_C: jax.Array, labels_C: jax.Array, weights: jax.Array, smoothing: float = 0.0, ignore: int = NO_LABEL
 ) -> tuple[jax.Array, jax.Array]:
     """Mean over C of the binary cross-entropies of logits [..., C] against labels [..., C] in [0, 1]; weights [...].
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxft.labels import NO_LABEL
 from jaxft.layers import pieces
-from jaxft.layers.loss import IGNORE
 from jaxft.sharding import constrain
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -68,7 +68,7 @@ class VocabLogits:
 
     def _counting(self, labels_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:
         """The weights, 0 where the label is no word."""
-        counts_BL = (labels_BL >= 0) & (labels_BL < self.vocab) & (labels_BL != IGNORE) & (weights_BL > 0)
+        counts_BL = (labels_BL >= 0) & (labels_BL < self.vocab) & (labels_BL != NO_LABEL) & (weights_BL > 0)
         return jnp.where(counts_BL, weights_BL.astype(jnp.float32), 0)
 
     def log_probabilities(self, labels_BL: jax.Array, weights_BL: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxft.metrics import squad, table
 from jaxft.metrics.meters import Meter
 
-NEVER = -1e30  # a logit of what cannot be; also of NaN, which says no more
+NEVER = -1e30  # a logit of what cannot be, as good as minus infinity and finite; also of NaN, which says no more
 
 
 class Found:

@@ -1,8 +1,8 @@
 """Dialogue: what the assistant says in conversations, token by token, and where it ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 
@@ -10,7 +10,7 @@ from jaxft.metrics.language import LanguageMeter
 from jaxft.registry import BadRow
 from jaxft.tasks import Example
 from jaxft.tasks.conversation import ASSISTANT, Conversations, Messages, one_of
-from jaxft.tasks.text import Row, Splits, settle_metric
+from jaxft.tasks.text import Row, settle_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +30,6 @@ class Chat(Conversations):
         settle_metric(self)
         self.check_options()
         one_of("task.turns", self.turns, ("all", "last"))
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def messages(self, row: Row) -> Messages:
         """As Conversations.messages; BadRow also where there is nothing to learn."""
@@ -57,6 +52,3 @@ class Chat(Conversations):
 
     def meter(self) -> LanguageMeter:
         return LanguageMeter(self.metrics)
-
-    def hf_config(self) -> dict[str, Any]:
-        return {}

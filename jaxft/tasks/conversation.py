@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jaxft.registry import BadRow, UserError, nearest
+from jaxft.tasks.classless import Classless
 from jaxft.tasks.text import Row, Splits, cell, require_columns
 
 USER, ASSISTANT = "user", "assistant"
@@ -26,7 +27,7 @@ Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversations:
+class Conversations(Classless):
     """How rows hold conversations.
 
     dialect: a key of DIALECTS; text: its columns. system: a column with what the system says first; tools: one with a

@@ -1,8 +1,8 @@
 """What tasks share that learn from running text: a column of documents, a loss over the vocabulary, its scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -10,13 +10,14 @@ import numpy as np
 from jaxft.metrics.language import LanguageMeter
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
+from jaxft.tasks.classless import Classless
 from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric
 
 LONGEST = 2**31 - 1  # bytes of a document
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusTask:
+class CorpusTask(Classless):
     """text: the column that holds the documents. metric: the score that picks the best checkpoint."""
 
     text: str
@@ -32,11 +33,6 @@ class CorpusTask:
         settle_metric(self)
         if not self.text:
             raise UserError("task.text='' must name the column that holds the text")
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
         """As TextTask.check_columns. Documents that are tokens already (data/prepared.py) have no column of text."""
@@ -63,9 +59,6 @@ class CorpusTask:
 
     def meter(self) -> LanguageMeter:
         return LanguageMeter(self.metrics)
-
-    def hf_config(self) -> dict[str, Any]:
-        return {}
 
 
 def is_tokens(row: Row) -> bool:

@@ -13,11 +13,12 @@ import numpy as np
 from jaxft.metrics.meters import ShareMeter, softmax
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
+from jaxft.tasks.classless import Classless
 from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric, text_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoice:
+class MultipleChoice(Classless):
     """text: the column of what the choices are about, a question or a context. stem: of how all choices begin, or "".
 
     choices: the column of a list of texts, or several columns of one each, parted by commas. label: that of the right
@@ -56,11 +57,6 @@ class MultipleChoice:
         wanted = [("text", self.text), *(("choices", name) for name in self._columns)]
         wanted += [("stem", self.stem)] * bool(self.stem) + [("label", self.label)] * labelled
         require_columns(splits, wanted, option)
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def example(self, row: Row, labelled: bool = True) -> list[Example]:
         """A pair of texts for each choice, whose label is 1 for the right one and 0 else. Raises BadRow."""
@@ -130,9 +126,6 @@ class MultipleChoice:
             text = self._choices(row)[best]
             found.append({"choice": best, "text": text, "probabilities": probabilities.tolist()})
         return found
-
-    def hf_config(self) -> dict[str, Any]:
-        return {}
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, text: str, stem: str, choices: str, label: str) -> Self:

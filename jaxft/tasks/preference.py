@@ -72,10 +72,9 @@ class Preference(Conversations):
         return self.objective != "orpo"
 
     def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
+        """As Classless.fit. Only here the label is asked for."""
         require_columns(splits, [("label", self.label)] * bool(self.label), "task.")
-        return self
+        return super().fit(splits, label_names)
 
     def responses(self, row: Row) -> list[tuple[Messages, int]]:
         """(conversation, GOOD, BAD or OTHER) of each response of a row, which is its last turn. Raises BadRow."""
@@ -179,9 +178,6 @@ class Preference(Conversations):
 
     def meter(self) -> PreferenceMeter:
         return PreferenceMeter()
-
-    def hf_config(self) -> dict[str, Any]:
-        return {}
 
 
 def _answer(turns: Messages, column: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Retrieval: vectors by which a text finds the one that belongs to it among all others."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxft.metrics.retrieval import RetrievalMeter
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
-from jaxft.tasks.text import Row, Splits, cell, text_of
+from jaxft.tasks.text import Row, cell, text_of
 from jaxft.tasks.vectors import Vectors
 
 
@@ -39,11 +39,6 @@ class Retrieval(Vectors):
 
     def further_columns(self) -> list[tuple[str, str]]:
         return [("negatives", self.negatives)] if self.negatives else []
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def example(self, row: Row, labelled: bool = True) -> list[Example]:
         """Query, passage, then what does not belong; the label of each tells equal texts. Raises BadRow."""

@@ -1,22 +1,23 @@
 """Sequence to sequence: a text made of another one. Translation, summaries, whatever has a source and a target."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 
 from jaxft.metrics import texts
 from jaxft.metrics.written import Seq2SeqMeter
-from jaxft.registry import BadRow, UserError
+from jaxft.registry import UserError
 from jaxft.tasks import Example
-from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric
+from jaxft.tasks.classless import Classless
+from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric, text_of
 
 ALL = -1  # as a number of rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seq2Seq:
+class Seq2Seq(Classless):
     """source, target: columns; "translation.de" is the field de of a column translation. prefix: before each source.
 
     metric: the score that picks the best checkpoint; "" = loss. smoothing: share of the target spread over all tokens.
@@ -66,11 +67,6 @@ class Seq2Seq:
         if self.write or self.write_last:
             texts.require(self.tokenize, f"task.write={self.write}, task.write_last={self.write_last}")
 
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
-
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
         """As TextTask.check_columns. Of a field in a column the column must be there."""
         wanted = [("source", self.source)] + [("target", self.target)] * labelled
@@ -78,8 +74,8 @@ class Seq2Seq:
 
     def example(self, row: Row, labelled: bool = True) -> Example:
         """Source with its prefix, and target, None where it is not asked for. Raises BadRow for what is no text."""
-        source = f"{self.prefix}{text_of(row, self.source)}"
-        return Example(source, text_of(row, self.target) if labelled else None, None)
+        source = f"{self.prefix}{text_at(row, self.source)}"
+        return Example(source, text_at(row, self.target) if labelled else None, None)
 
     def loss(self, logits: Any, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
         """Sums and weights: cross-entropy of the target's tokens, and how many were the likeliest."""
@@ -93,20 +89,11 @@ class Seq2Seq:
     def meter(self) -> Seq2SeqMeter:
         return Seq2SeqMeter(self.tokenize)
 
-    def hf_config(self) -> dict[str, Any]:
-        return {}
 
-
-def text_of(row: Row, column: str) -> str:
+def text_at(row: Row, column: str) -> str:
     """The text of a column, or of a field in one. Raises BadRow for a missing, empty or non-text value."""
     name, _, field = column.partition(".")
     value = row[column] if column in row else cell(row, name)
     if column not in row and field:
         value = cell(value, field) if isinstance(value, Mapping) else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)  # a column that was read as numbers
-    if value is not None and not isinstance(value, str):
-        raise BadRow(f"{column!r} is a {type(value).__name__}, not text")
-    if not value or not value.strip():
-        raise BadRow(f"{column!r} is empty")
-    return value
+    return text_of(value, repr(column))

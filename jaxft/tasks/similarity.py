@@ -1,6 +1,6 @@
 """Similarity: how much two texts mean the same, as the cosine of their vectors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ from jaxft.metrics.meters import RegressionMeter
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
 from jaxft.tasks.labels import number
-from jaxft.tasks.text import Row, Splits, cell
+from jaxft.tasks.text import Row, cell
 from jaxft.tasks.vectors import Vectors
 
 
@@ -33,11 +33,6 @@ class Similarity(Vectors):
 
     def further_columns(self) -> list[tuple[str, str]]:
         return [("label", self.label)]
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def example(self, row: Row, labelled: bool = True) -> list[Example]:
         """The two texts, with the share of the highest score. Raises BadRow for one that is not from 0 to `most`."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from jaxft.layers.loss import IGNORE
+from jaxft.labels import NO_LABEL
 from jaxft.registry import UserError
 from jaxft.tasks.corpus import CorpusTask
 
@@ -81,7 +81,7 @@ class SpanCorruption(CorpusTask):
         B, L = batch["ids"].shape
         source = {name: np.zeros((B, L), np.int32) for name in ("ids", "segment", "position")}
         target = {name: np.zeros((B, room), np.int32) for name in ("target_ids", "target_segment", "target_position")}
-        label_BT = np.full((B, room), IGNORE, np.int32)
+        label_BT = np.full((B, room), NO_LABEL, np.int32)
         for row in range(B):
             used = written = 0
             for slot in range(1, batch["segment"][row].max(initial=0) + 1):
@@ -93,7 +93,7 @@ class SpanCorruption(CorpusTask):
                     _fill(target, row, written, slot, np.concatenate([[start], answer[:-1]]), "target_")
                     label_BT[row, written : written + len(answer)] = answer
                     written += len(answer)
-        weight_BT = (label_BT != IGNORE).astype(np.float32)
+        weight_BT = (label_BT != NO_LABEL).astype(np.float32)
         still = {"type": np.zeros((B, L), np.int32), "bytes": batch["bytes"], "example": batch["example"]}
         return {**source, **target, **still, "label": label_BT, "weight": weight_BT}
 

@@ -7,15 +7,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 
+from jaxft.labels import END, START
 from jaxft.layers.head import tokens_of_segments
 from jaxft.metrics import squad
-from jaxft.metrics.spans import Found, SpanMeter
+from jaxft.metrics.spans import NEVER, Found, SpanMeter
 from jaxft.registry import BadRow, UserError, nearest
 from jaxft.tasks.answers import answers_of, placed
-from jaxft.tasks.text import Row, Splits, TextTask
-
-START, END = 1, 2  # bits of the label of a token
-NEVER = -1e30  # in a softmax: as good as minus infinity, and finite
+from jaxft.tasks.classless import Classless
+from jaxft.tasks.text import Row, TextTask
 
 
 class Question(NamedTuple):
@@ -28,7 +27,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpanQa(TextTask):
+class SpanQa(TextTask, Classless):
     """text: the column of questions, pair: of contexts, label: of answers (answers.py). metric: "" = f1.
 
     stride: tokens of the context that neighbouring windows share. question_length: tokens of a question that are read,
@@ -63,11 +62,6 @@ class SpanQa(TextTask):
         if self.rules not in squad.RULES:
             known = ", ".join(squad.RULES)
             raise UserError(f"task.rules={self.rules!r} is not known; known: {known}{nearest(self.rules, squad.RULES)}")
-
-    def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """This task, which has no classes to learn. Raises UserError for a missing column and an empty split."""
-        self.check_columns(splits)
-        return self
 
     def example(self, row: Row, labelled: bool = True) -> Question:
         """Raises BadRow for a question or context that cannot be used, and for answers none of which is in it."""

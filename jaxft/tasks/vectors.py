@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxft.layers.head import segment_mean, tokens_of_segments
 from jaxft.registry import UserError
+from jaxft.tasks.classless import Classless
 from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric, text_of
 
 POOLINGS = ("mean", "first", "last")
@@ -17,7 +18,7 @@ SHORTEST = 1e-12  # a vector is divided by its length, but by no less (torch.nn.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vectors:
+class Vectors(Classless):
     """text, pair: columns of two texts that are compared. metric: the score that picks the best checkpoint.
 
     pooling: what the vector of a text is: the mean of its tokens' vectors, or that of the first ([CLS]) or last one.
@@ -76,6 +77,3 @@ class Vectors:
             {"similarity": float(x_SD[0] @ x_SD[1])} if len(x_SD) == 2 else {"vector": x_SD[0].tolist()}
             for x_SD in logits
         ]
-
-    def hf_config(self) -> dict[str, Any]:
-        return {}

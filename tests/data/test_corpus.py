@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import corpus
-from jaxft.data.token_writer import NO_LABEL
+from jaxft.labels import NO_LABEL
 
 LENGTH = 8
 LENGTHS = (3, 13, 1, 20, 2)

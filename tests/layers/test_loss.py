@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxft.layers.loss import IGNORE, sigmoid_binary_cross_entropy, softmax_cross_entropy, squared_error
+from jaxft.labels import NO_LABEL
+from jaxft.layers.loss import sigmoid_binary_cross_entropy, softmax_cross_entropy, squared_error
 
 SMOOTHINGS = (0.0, 0.1)
 rng = np.random.default_rng(0)
@@ -31,7 +32,7 @@ def test_softmax_cross_entropy_equals_optax(smoothing):
 def test_softmax_cross_entropy_and_gradient_equal_torch_with_ignored_labels(smoothing):
     torch = pytest.importorskip("torch", reason="torch is the reference here")
     logits_BSC, labels_BS, _ = example()
-    labels_BS[0, 0] = labels_BS[2, 1] = IGNORE
+    labels_BS[0, 0] = labels_BS[2, 1] = NO_LABEL
 
     def mean(logits_BSC):
         total, weight = softmax_cross_entropy(logits_BSC, labels_BS, jnp.ones(labels_BS.shape), smoothing)
@@ -48,7 +49,7 @@ def test_softmax_cross_entropy_and_gradient_equal_torch_with_ignored_labels(smoo
     assert (gradient[0, 0] == 0).all() and (gradient[2, 1] == 0).all()
 
 
-@pytest.mark.parametrize("label", [IGNORE, -1, 5, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("label", [NO_LABEL, -1, 5, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("smoothing", SMOOTHINGS)
 def test_a_label_outside_the_classes_neither_wraps_nor_counts(label, smoothing):
     logits_BSC, _, weights_BS = example()
@@ -65,7 +66,7 @@ def test_a_label_outside_the_classes_neither_wraps_nor_counts(label, smoothing):
 def test_another_label_can_be_ignored():
     logits_BSC, labels_BS, weights_BS = example()
     total, weight = softmax_cross_entropy(logits_BSC, labels_BS, weights_BS, ignore=0)
-    without = softmax_cross_entropy(logits_BSC, np.where(labels_BS == 0, IGNORE, labels_BS), weights_BS)
+    without = softmax_cross_entropy(logits_BSC, np.where(labels_BS == 0, NO_LABEL, labels_BS), weights_BS)
     np.testing.assert_array_equal((total, weight), without)
     assert weight == pytest.approx(weights_BS[labels_BS != 0].sum())
 
@@ -139,8 +140,8 @@ def test_binary_cross_entropy_equals_optax_over_the_elements_that_count(smoothin
     logits_BSC, _, weights_BS = example()
     labels_BSC = rng.integers(0, 2, logits_BSC.shape).astype(np.float32)
     element_BSC = optax.sigmoid_binary_cross_entropy(logits_BSC, labels_BSC * (1 - smoothing) + smoothing / 2)
-    labels_BSC[0, 1, 2] = labels_BSC[3, 0, 0] = IGNORE
-    weights_BSC = np.where(labels_BSC == IGNORE, 0, weights_BS[..., None])
+    labels_BSC[0, 1, 2] = labels_BSC[3, 0, 0] = NO_LABEL
+    weights_BSC = np.where(labels_BSC == NO_LABEL, 0, weights_BS[..., None])
     total, weight = sigmoid_binary_cross_entropy(logits_BSC, labels_BSC, weights_BS, smoothing)
     np.testing.assert_allclose(weight, weights_BSC.sum() / 5, rtol=1e-6)
     np.testing.assert_allclose(total / weight, (element_BSC * weights_BSC).sum() / weights_BSC.sum(), rtol=1e-5)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxft import sharding
+from jaxft.labels import NO_LABEL
 from jaxft.layers import pieces as cutting
-from jaxft.layers.loss import IGNORE, softmax_cross_entropy
+from jaxft.layers.loss import softmax_cross_entropy
 from jaxft.layers.vocab import VocabLogits
 from tests import tiny
 
@@ -26,7 +27,7 @@ def given(dtype=jnp.float32):
     rng = np.random.default_rng(0)
     x, table, bias = (jnp.asarray(rng.normal(size=size), dtype) for size in ((B, L, D), (ROWS, D), (ROWS,)))
     labels = rng.integers(0, WORDS, (B, L)).astype(np.int32)
-    labels[0, :3], labels[1, 2], labels[2, 1] = IGNORE, WORDS, -1  # none of these counts
+    labels[0, :3], labels[1, 2], labels[2, 1] = NO_LABEL, WORDS, -1  # none of these counts
     return x, table, bias, jnp.asarray(labels), jnp.asarray(rng.uniform(0.5, 2, (B, L)), jnp.float32)
 
 

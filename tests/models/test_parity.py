@@ -17,7 +17,8 @@ from jaxft.hf import folder as hf_folder
 from jaxft.hf import load as hf_load
 from jaxft.hf import save as hf_save
 from jaxft.hf.layout import parts, rows
-from jaxft.layers.loss import IGNORE, sigmoid_binary_cross_entropy, softmax_cross_entropy
+from jaxft.labels import NO_LABEL
+from jaxft.layers.loss import sigmoid_binary_cross_entropy, softmax_cross_entropy
 from jaxft.layers.vocab import VocabLogits
 from jaxft.models import MODELS
 from jaxft.registry import lookup
@@ -207,9 +208,9 @@ def labels_of(case, batch):
     classes = case.net.cfg.vocab if case.head.endswith("_lm") else outputs(case.head)
     if case.head == DETECTION:  # 0 and 1, after those are left out that are 0 here
         labels = rng.integers(0, 3, shape).astype(np.int32)
-        return np.where((segment > 0) & (labels > 0), labels - 1, IGNORE)
+        return np.where((segment > 0) & (labels > 0), labels - 1, NO_LABEL)
     labels = rng.integers(0, classes, shape).astype(np.int32)
-    return labels if case.head == "sequence" else np.where((segment > 0) & (labels > 0), labels, IGNORE)
+    return labels if case.head == "sequence" else np.where((segment > 0) & (labels > 0), labels, NO_LABEL)
 
 
 def routers_loss(cfg, output, batch):
@@ -226,10 +227,10 @@ def torch_loss(case, logits, labels):
     import torch
 
     if case.head == DETECTION:
-        counts = labels != IGNORE
+        counts = labels != NO_LABEL
         return torch.nn.functional.binary_cross_entropy_with_logits(logits[counts], labels[counts].float())
     flat = logits.reshape(-1, logits.shape[-1])
-    return torch.nn.functional.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=IGNORE)
+    return torch.nn.functional.cross_entropy(flat, labels.reshape(-1).long(), ignore_index=NO_LABEL)
 
 
 def test_loss_and_gradients_equal_those_of_torch_by_name(case):
@@ -246,7 +247,7 @@ def test_loss_and_gradients_equal_those_of_torch_by_name(case):
         if isinstance(logits, VocabLogits):
             task = logits.cross_entropy(wanted, weights)
         elif case.head == DETECTION:
-            task = {"loss": sigmoid_binary_cross_entropy(logits[..., None], wanted[..., None], wanted != IGNORE)}
+            task = {"loss": sigmoid_binary_cross_entropy(logits[..., None], wanted[..., None], wanted != NO_LABEL)}
         else:
             logits = logits.reshape(1, 1, -1) if case.head == "multiple_choice" else logits
             task = {"loss": softmax_cross_entropy(logits, wanted, weights)}

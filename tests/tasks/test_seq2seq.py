@@ -10,7 +10,7 @@ import pytest
 from jaxft.data import pairs, tokens
 from jaxft.data.pairs import Pairs
 from jaxft.data.source import Split
-from jaxft.layers.loss import IGNORE
+from jaxft.labels import NO_LABEL
 from jaxft.models import bart, marian, t5
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks.seq2seq import Seq2Seq
@@ -75,7 +75,7 @@ def test_rows_hold_whole_pairs_segment_by_segment():
             assert batch[position][row][there].tolist() == list(range(there.sum()))
         seen.append(int(example))
     assert sorted(seen) == list(range(len(LENGTHS)))
-    assert (batch["label"] == IGNORE).tolist() == (batch["target_segment"] == 0).tolist()
+    assert (batch["label"] == NO_LABEL).tolist() == (batch["target_segment"] == 0).tolist()
     assert (batch["weight"] == (batch["target_segment"] > 0)).all()
 
 
@@ -115,7 +115,7 @@ def test_losses_are_those_of_transformers_packed_or_not(name, tmp_path):
         batch = packed.assemble(np.arange(packed.plan.rows))
         found[segments] = [float(total / weight) for total, weight in losses(params, batch)]
     pad = model.config.pad_token_id
-    ids, labels = np.full((len(sources), LENGTH), pad), np.full((len(sources), TARGET_LENGTH), IGNORE)
+    ids, labels = np.full((len(sources), LENGTH), pad), np.full((len(sources), TARGET_LENGTH), NO_LABEL)
     for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
         ids[row, : len(source)], labels[row, : len(target)] = source, target
     mask = np.arange(LENGTH) < np.array([[len(source)] for source in sources])

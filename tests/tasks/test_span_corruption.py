@@ -5,8 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from jaxft.labels import NO_LABEL
 from jaxft.registry import UserError
-from jaxft.tasks.span_corruption import IGNORE, SpanCorruption
+from jaxft.tasks.span_corruption import SpanCorruption
 
 START, END, FIRST, MARKS = 0, 1, 110, tuple(range(99, 89, -1))  # sentinels, in order, have falling ids as T5's do
 LENGTHS = ((40,), (25, 14), (1, 2, 30, 1), (3, 3, 3, 3, 3), ())
@@ -99,7 +100,7 @@ def test_the_decoder_reads_the_start_and_then_its_own_answer():
                 assert after["target_ids"][row][inside].tolist() == [START, *label[:-1]]
                 assert after["target_position"][row][inside].tolist() == list(range(len(label)))
     outside = after["target_segment"] == 0
-    assert (after["label"][outside] == IGNORE).all() and (after["weight"] == ~outside).all()
+    assert (after["label"][outside] == NO_LABEL).all() and (after["weight"] == ~outside).all()
 
 
 def test_targets_have_the_room_that_the_fullest_row_needs():
