@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,8 @@ def classifier(arguments: argparse.Namespace) -> Any:
     source = source_of(arguments.run, arguments.hf)
     task: dict[str, Any] = {}
     if arguments.run:
-        from jaxft.config import parse
-        from jaxft.runfolder import RunFolder, read_json
-
-        config = parse(read_json(RunFolder(Path(arguments.run)).config)["config"])
+        _, section = task_of(arguments.run)
         # The classes are those of the hub folder: the config may have left them to the data.
-        section = config.task
-        while "of" in section:  # a student is used as what it was taught to be (tasks/distill.py)
-            section = section["of"]
         task = {option: value for option, value in section.items() if option not in ("name", "metric", "classes")}
     task |= {option: value for option in COLUMNS if (value := getattr(arguments, option))}
     from jaxft import cache, numerics
@@ -107,6 +101,15 @@ def classifier(arguments: argparse.Namespace) -> Any:
     numerics.self_check()
     cache.compile_cache(Path(source))
     return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype)
+
+
+def task_of(run: str) -> tuple[Any, Mapping[str, Any]]:
+    """(class, section) of the task that the model of a run is used for (tasks.used_for)."""
+    from jaxft.config import parse
+    from jaxft.runfolder import RunFolder, read_json
+    from jaxft.tasks import used_for
+
+    return used_for(parse(read_json(RunFolder(Path(run)).config)["config"]).task)
 
 
 def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:

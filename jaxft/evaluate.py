@@ -74,18 +74,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _model(arguments: argparse.Namespace) -> Any:
     """What --run or --hf names: what labels rows, or of a run that makes texts of texts what writes them."""
     if arguments.run:
-        from jaxft.runfolder import RunFolder, read_json
-
         source = cli.source_of(arguments.run, arguments.hf)
-        task = read_json(RunFolder(Path(arguments.run)).config)["config"]["task"]
-        if task["name"] == "seq2seq":
+        task, section = cli.task_of(arguments.run)
+        if getattr(task, "generates", False):
             from jaxft import cache, numerics
             from jaxft.translator import Translator
 
             numerics.self_check()
             cache.compile_cache(Path(source))
-            columns = {"source": arguments.text or task["source"], "target": arguments.label or task["target"]}
-            return Translator(source, task=task | columns, length=arguments.length, dtype=arguments.dtype)
+            named = {option: getattr(arguments, flag) for flag, option in task.flags.items()}
+            options = {**section, **{option: column for option, column in named.items() if column}}
+            return Translator(source, task=options, length=arguments.length, dtype=arguments.dtype)
     return cli.classifier(arguments)
 
 

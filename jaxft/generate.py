@@ -170,14 +170,12 @@ def _as_trained(arguments: argparse.Namespace) -> tuple[str, str]:
     """(what comes before every prompt, the column of prompts, "": any of COLUMNS), as in the training of --run."""
     if not arguments.run:
         return "", arguments.text
-    from jaxft.runfolder import RunFolder, read_json
-
-    task = read_json(RunFolder(Path(arguments.run)).config)["config"]["task"]
-    if task["name"] != "seq2seq":
+    task, section = cli.task_of(arguments.run)
+    if not getattr(task, "generates", False):
         return "", arguments.text
-    if task["prefix"]:
-        print(f"before every prompt, as in training: {task['prefix']!r}", file=sys.stderr)
-    return task["prefix"], arguments.text or task["source"]
+    if section["prefix"]:
+        print(f"before every prompt, as in training: {section['prefix']!r}", file=sys.stderr)
+    return section["prefix"], arguments.text or section[task.flags["text"]]
 
 
 def _prompt(where: str, row: Any, column: str) -> str:
@@ -185,7 +183,7 @@ def _prompt(where: str, row: Any, column: str) -> str:
         raise UserError(f"{where}: {row}; mend the row")
     name = column or next((name for name in COLUMNS if name in row), "")
     if name not in row and isinstance(row.get(name.partition(".")[0]), dict):
-        from jaxft.tasks.seq2seq import text_at
+        from jaxft.tasks.text import text_at
 
         try:
             return text_at(row, name)

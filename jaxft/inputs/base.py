@@ -14,7 +14,7 @@ from jaxft.data import DATASETS
 from jaxft.data.pipeline import Batch
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError, call
-from jaxft.tasks import TASKS
+from jaxft.tasks import TASKS, used_for
 
 Say = Callable[[str], None]
 PURPOSE = {"train": "learn from", "validation": "choose the best checkpoint by; data.test alone is optional"}
@@ -128,10 +128,7 @@ class Reader(abc.ABC):
 
 def section(config: Config) -> Mapping[str, Any]:
     """The options of the task that reads the inputs: of a distillation those of the task that is distilled."""
-    found = config.task
-    while "of" in found:
-        found = found["of"]
-    return found
+    return used_for(config.task)[1]
 
 
 def read(config: Config, hf_folder: Path | None, say: Say) -> tuple[Any, Any]:

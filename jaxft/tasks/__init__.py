@@ -2,6 +2,12 @@
 
 A task is a frozen dataclass whose fields are the options of the config's `task` section. `fit` returns it with the
 classes found in the data; from then on it turns rows into examples, logits into losses, and scores into a report.
+
+What verbs ask of some tasks only, on the class:
+
+within      the option that holds the section of the task that a finished model is used for, as a student is (distill)
+generates   True: its model makes texts, with the option `prefix` before what it is given
+flags       of a task that generates: the verbs' flags that name a column -> the option that does
 """
 
 from collections.abc import Mapping
@@ -72,6 +78,13 @@ _PROBLEMS = {  # what the model reads -> config.json's problem_type -> task
     },
     "image": {"single_label_classification": "image_cls"},
 }
+
+
+def used_for(section: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """(class, section) of the task that the finished model of a run with this section is used for."""
+    task = lookup(TASKS, section["name"], "task.name")
+    within = getattr(task, "within", "")
+    return used_for(section[within]) if within else (task, section)
 
 
 def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) -> Any:

@@ -60,6 +60,7 @@ class Distill:
     classes: tuple[str, ...] = ()
 
     field: ClassVar[str] = "task.teacher"
+    within: ClassVar[str] = "of"
 
     def __post_init__(self) -> None:
         if "name" not in self.of:

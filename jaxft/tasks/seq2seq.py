@@ -11,7 +11,7 @@ from jaxft.metrics.written import Seq2SeqMeter
 from jaxft.registry import UserError
 from jaxft.tasks import Example
 from jaxft.tasks.classless import Classless
-from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric, text_of
+from jaxft.tasks.text import Row, Splits, require_columns, settle_metric, text_at
 
 ALL = -1  # as a number of rows
 
@@ -46,6 +46,8 @@ class Seq2Seq(Classless):
     read: ClassVar[float] = 1.0  # share of a target's tokens whose vectors the head is given
     outputs: ClassVar[int] = 0  # logits are over the vocabulary
     columns: ClassVar[dict[str, str]] = {"source": "source", "target": "target"}
+    generates: ClassVar[bool] = True
+    flags: ClassVar[dict[str, str]] = {"text": "source", "label": "target"}
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy", *texts.SCORES)
 
     def __post_init__(self) -> None:
@@ -88,12 +90,3 @@ class Seq2Seq(Classless):
 
     def meter(self) -> Seq2SeqMeter:
         return Seq2SeqMeter(self.tokenize)
-
-
-def text_at(row: Row, column: str) -> str:
-    """The text of a column, or of a field in one. Raises BadRow for a missing, empty or non-text value."""
-    name, _, field = column.partition(".")
-    value = row[column] if column in row else cell(row, name)
-    if column not in row and field:
-        value = cell(value, field) if isinstance(value, Mapping) else None
-    return text_of(value, repr(column))

@@ -64,6 +64,15 @@ def text_of(value: Any, what: str) -> str:
     return value
 
 
+def text_at(row: Row, column: str) -> str:
+    """The text of a column, or of a field in one. Raises BadRow for a missing, empty or non-text value."""
+    name, _, field = column.partition(".")
+    value = row[column] if column in row else cell(row, name)
+    if column not in row and field:
+        value = cell(value, field) if isinstance(value, Mapping) else None
+    return text_of(value, repr(column))
+
+
 def settle_metric(task: Any) -> None:
     """Fills in a task's own metric for "". Raises UserError for one that it does not have."""
     object.__setattr__(task, "metric", task.metric or task.metrics[0])
