@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxft.labels import NO_LABEL
 from jaxft.layers import pieces
+from jaxft.layers.draw import drawn
 from jaxft.sharding import constrain
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -35,22 +36,21 @@ class VocabLogits:
     def sample(self, key: jax.Array) -> jax.Array:
         """A word for each token, drawn by its probability, int32 [B, L]. No gradient goes through the choice.
 
-        Each token has a key of its own: what is drawn depends neither on the pieces nor on the mesh.
+        One number each decides, where the sum of probabilities passes it: what is drawn depends neither on the pieces
+        nor on the mesh, and costs nothing beside the logits, as noise for every word would.
         """
         x_BLD, table_VD, bias_V = jax.lax.stop_gradient((self.x_BLD, self.table_VD, self.bias_V))
         table_VD = pieces.whole_rows(table_VD, x_BLD.dtype)
-        bits_BL2 = jax.random.key_data(jax.random.split(key, x_BLD.shape[:2]))
+        point_BL = jax.random.uniform(key, x_BLD.shape[:2])
 
         def draw(_: None, piece: Any) -> tuple[None, jax.Array]:
-            x, bits = piece
+            x, point = piece
             logits_BLV = constrain(pieces.logits(x, table_VD, bias_V, self.softcap), "BLV")
             word_V = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2)
-            keys = jax.random.wrap_key_data(bits)
-            noise_BLV = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits_BLV.shape[2:])))(keys)
-            return None, jnp.argmax(jnp.where(word_V < self.vocab, logits_BLV + noise_BLV, -jnp.inf), axis=-1)
+            return None, drawn(jnp.where(word_V < self.vocab, logits_BLV, -jnp.inf), point)
 
-        _, drawn_NBL = jax.lax.scan(draw, None, pieces.cut(table_VD.shape[0], x_BLD, bits_BL2))
-        return pieces.joined(drawn_NBL, x_BLD.shape[1]).astype(jnp.int32)
+        _, drawn_NBL = jax.lax.scan(draw, None, pieces.cut(table_VD.shape[0], x_BLD, point_BL))
+        return pieces.joined(drawn_NBL, x_BLD.shape[1])
 
     def cross_entropy(
         self, labels_BL: jax.Array, weights_BL: jax.Array, *, smoothing: float = 0.0, z: float = 0.0
