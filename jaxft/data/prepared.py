@@ -2,6 +2,10 @@
 
 The folder has corpus.json (`Index`), the files that it lists, and tokenizer/, the one that made the tokens. A record is
 a document: a header (HEADER), then its token ids.
+
+Sizes of all shards are compared with corpus.json whenever a corpus is opened. A shard's sha256 is compared when it is
+first read: that of all shards when the token cache is built, which reads every one of them anyway; later runs read the
+cache, which has hashes of its own, and of each split one document, so one shard. A corpus of terabytes is hashed once.
 """
 
 import json
@@ -13,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxft.data.opening import sha256
 from jaxft.data.source import Dataset, Rows, Split, fingerprint
 from jaxft.registry import UserError, nearest
 
@@ -25,7 +30,7 @@ OPTIONS = "group_size:1,zstd:1"
 
 @dataclass(frozen=True)
 class Shard:
-    """file: its name; the rest is counted, bytes in UTF-8."""
+    """file: its name in the folder; sha256 and size: of the file; the rest is counted, bytes in UTF-8."""
 
     file: str
     sha256: str
@@ -59,7 +64,8 @@ def pack(ids: np.ndarray, size: int, file: int, line: int, dtype: str) -> bytes:
 def prepared(*, folder: str) -> Dataset:
     """The splits of a prepared corpus; columns ids (token ids) and bytes (of the text in UTF-8).
 
-    The data set brings its tokenizer. Raises UserError for a folder that is none, or not finished, or damaged.
+    The data set brings its tokenizer. Raises UserError for a folder that is none, or not finished, or damaged; for a
+    shard of another content than was written when its first row is read.
     """
     path = Path(folder)
     if not (path / INDEX).is_file():
@@ -75,21 +81,27 @@ def prepared(*, folder: str) -> Dataset:
             file = path / shard.file
             size = file.stat().st_size if file.is_file() else -1
             if size != shard.size:
-                what = "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.size:,}"
-                raise UserError(f"data.folder={folder!r}: {shard.file} {what}; copy or prepare the corpus again")
+                _refuse(file, "is missing" if size < 0 else f"has {size:,} bytes instead of {shard.size:,}")
         rows = Documents(path, shards, index.dtype)
         identity = fingerprint(shards=[shard.sha256 for shard in shards], dtype=index.dtype)
         splits[name] = Split(rows, identity, lambda i, rows=rows: rows.where(i, index.sources))
     return Dataset("prepared", splits, {}, tokenizer=path / TOKENIZER)
 
 
+def _refuse(file: Path, what: str) -> None:
+    raise UserError(f"data.folder={str(file.parent)!r}: {file.name} {what}; copy or prepare the corpus again")
+
+
 def read_index(path: Path) -> Index:
-    """The corpus.json of the folder `path`. Raises UserError where another version of jaxft wrote it."""
+    """The corpus.json of the folder `path`. Raises UserError where another version of jaxft wrote it, or nobody did."""
     try:
         raw = json.loads((path / INDEX).read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']}")
         splits = {name: [Shard(**shard) for shard in shards] for name, shards in raw["splits"].items()}
+        for shard in (shard for shards in splits.values() for shard in shards):
+            if Path(shard.file).name != shard.file:  # a path may lead out of the folder
+                raise ValueError(f"{shard.file!r} is no file of the folder")
         return Index(splits, raw["sources"], raw["dtype"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
@@ -101,13 +113,12 @@ class Documents(Rows):
     """Documents of shards in a row: {"ids": [tokens], "bytes": int}."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard], dtype: str):
-        self._files = [str(folder / shard.file) for shard in shards]
-        self._count = sum(shard.documents for shard in shards)
-        self._dtype = dtype
-        self._source: Any = None
+        self._folder, self._shards, self._dtype = folder, shards, dtype
+        self._offsets = np.cumsum([0, *(shard.documents for shard in shards)])  # the first document of each shard
+        self._open: dict[int, Any] = {}  # number of a shard that was read -> its reader
 
     def __len__(self) -> int:
-        return self._count
+        return int(self._offsets[-1])
 
     def row(self, index: int) -> dict[str, Any]:
         (size, _, _), record = self._read(index)
@@ -118,9 +129,20 @@ class Documents(Rows):
         return f"{sources[file]}:{line}"
 
     def _read(self, index: int) -> tuple[tuple[int, int, int], bytes]:
-        if self._source is None:  # opened when it is first read
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-            self._source = ArrayRecordDataSource(self._files)
-        record = self._source[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        document = index % len(self)
+        number = int(np.searchsorted(self._offsets, document, side="right")) - 1
+        if number not in self._open:
+            self._open[number] = self._reader(self._shards[number])
+        record = self._open[number][document - int(self._offsets[number])]
         return HEADER.unpack_from(record), record
+
+    def _reader(self, shard: Shard) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        file = self._folder / shard.file
+        found = sha256(str(file))
+        if found != shard.sha256:
+            _refuse(file, f"has changed: sha256 {found[:12]}... instead of {shard.sha256[:12]}...")
+        return ArrayRecordDataSource([str(file)])

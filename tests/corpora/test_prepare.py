@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -191,12 +192,38 @@ def test_a_folder_that_is_no_finished_corpus_is_refused(corpus, tmp_path):
     (tmp_path / "work").mkdir()
     with pytest.raises(UserError, match="not finished"):
         prepared(folder=str(tmp_path))
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in corpus[0].iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
+    copy = copied(corpus[0], tmp_path / "copy")
     shard = next(copy.glob("train-00000*"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"has [0-9,]+ bytes instead of"):
+    with pytest.raises(UserError, match=r"train-00000.array_record has [0-9,]+ bytes instead of"):
+        prepared(folder=str(copy))
+
+
+def copied(corpus, copy):
+    copy.mkdir()
+    for path in corpus.iterdir():
+        if path.is_file():
+            (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_a_shard_of_the_right_size_and_another_content_is_named_when_it_is_read(corpus, tmp_path):
+    copy = copied(corpus[0], tmp_path / "copy")
+    shard = next(copy.glob("train-00001*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    rows = prepared(folder=str(copy)).splits["train"].rows
+    assert rows[0]["bytes"] > 0, "the first shard is whole"
+    with pytest.raises(UserError, match=r"train-00001.array_record has changed: sha256 .*; copy or prepare the corpus"):
+        rows[:]
+
+
+@pytest.mark.parametrize("name", ["../outside.array_record", "/outside.array_record", "inner/one.array_record"])
+def test_a_shard_outside_the_folder_is_refused(corpus, tmp_path, name):
+    copy = copied(corpus[0], tmp_path / "copy")
+    index = json.loads((copy / "corpus.json").read_text())
+    index["splits"]["train"][0]["file"] = name
+    (copy / "corpus.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=rf"corpus.json .*{re.escape(name)}' is no file of the folder"):
         prepared(folder=str(copy))
