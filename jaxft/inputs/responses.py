@@ -1,6 +1,10 @@
 """Responses to prompts that share a row: a pair that is compared, or one and what tells its baseline."""
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ from jaxft.tasks.preference import ANOTHER
 
 placeholders = text.placeholders
 beside = chat.beside
+Key = tuple[bytes, bytes]  # a prompt and an answer, hashed
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,57 @@ class WithAnother(Rows):
 
     def row(self, index: int) -> Mapping[str, Any]:
         row = self._rows[index]
-        *prompt, answer = self._first(row)
-        for step in range(1, len(self)):
-            try:
-                *other, another = self._first(self._rows[(index + step) % len(self)])
-            except BadRow:
-                continue
-            if other != prompt and another != answer:
-                return {**row, ANOTHER: another}
-        raise BadRow("no other row has another prompt, and so nothing tells the baseline of 'kto'")
+        self._first(row)  # a bad row says what is wrong with itself
+        other = self._following[index]
+        if other is None:
+            raise BadRow("no other row has another prompt, and so nothing tells the baseline of 'kto'")
+        return {**row, ANOTHER: self._first(self._rows[other])[-1]}
+
+    @functools.cached_property
+    def _following(self) -> dict[int, int | None]:
+        """Of each row that can be used the one whose answer it is given."""
+        keys: dict[int, Key] = {}
+        for index in range(len(self)):
+            with contextlib.suppress(BadRow):
+                *prompt, answer = self._first(self._rows[index])
+                keys[index] = _digest(prompt), _digest(answer)
+        found = following(list(keys.values()))
+        rows = list(keys)
+        return {row: None if at is None else rows[at] for row, at in zip(rows, found, strict=True)}
 
     def _first(self, row: Mapping[str, Any]) -> Sequence[Any]:
         return self._task.responses(row)[0][0]
+
+
+def _digest(said: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def following(keys: Sequence[Key]) -> list[int | None]:
+    """For each key the next one, in a circle, of which both parts are others; None where there is none. One pass."""
+    found: list[int | None] = [None] * len(keys)
+    ahead: list[int] = []  # the next first
+    for at in reversed(range(2 * len(keys))):
+        one = at % len(keys)  # the first time round there is nothing but what is ahead of the second
+        found[one] = next((other for other in ahead if _differ(keys[one], keys[other])), None)
+        ahead = _needed([one, *ahead], keys)
+    return found
+
+
+def _differ(one: Key, other: Key) -> bool:
+    return one[0] != other[0] and one[1] != other[1]
+
+
+def _needed(ahead: list[int], keys: Sequence[Key]) -> list[int]:
+    """Those of `ahead` that any key may find first.
+
+    Of two keys with the same first part one differs in the second from any other key: a third is never found before
+    them. A key then shares a part with four of those that are left at most, so it differs from the fifth.
+    """
+    kept: list[int] = []
+    for one in ahead:
+        seconds = {keys[other][1] for other in kept if keys[other][0] == keys[one][0]}
+        firsts = {keys[other][0] for other in kept if keys[other][1] == keys[one][1]}
+        if len(seconds) < 2 and len(firsts) < 2 and keys[one][1] not in seconds:
+            kept.append(one)
+    return kept[:5]

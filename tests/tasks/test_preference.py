@@ -221,6 +221,33 @@ def test_kto_sees_an_answer_to_another_prompt(tmp_path):
         prepared(tmp_path, SINGLES[:1], **SINGLE)
 
 
+@pytest.mark.parametrize("prompts, answers", [(1, 3), (2, 2), (2, 9), (9, 2), (3, 3), (9, 9)])
+def test_the_row_whose_answer_is_taken_is_the_next_that_differs_in_both(prompts, answers):
+    rng = np.random.default_rng(0)
+    for count in (*range(1, 9), 40):
+        keys = [(b"%d" % p, b"%d" % a) for p, a in rng.integers(0, [prompts, answers], (count, 2))]
+        for i, found in enumerate(responses.following(keys)):
+            later = ((i + step) % count for step in range(1, count))
+            assert found == next((j for j in later if all(np.not_equal(keys[i], keys[j]))), None), (keys, i)
+
+
+def test_a_row_without_an_answer_to_another_prompt_does_not_cost_a_search_of_all():
+    class Counted(list):
+        read = 0
+
+        def __getitem__(self, index):
+            self.read += 1
+            return super().__getitem__(index)
+
+    rows = Counted({"prompt": "Why?", "completion": f"So {i}.", "label": True} for i in range(100))
+    rows[50] = {"prompt": " ", "completion": "So.", "label": True}
+    with_another = responses.WithAnother(Split(rows, "x", str), task(**SINGLE))
+    for i in range(100):
+        with pytest.raises(BadRow, match="'prompt' is empty" if i == 50 else "no other row has another prompt"):
+            with_another[i]
+    assert rows.read <= 3 * len(rows)
+
+
 def test_every_pair_of_a_published_set_is_read(shared_data):
     made = task(**SHARED)
     for language in ("en", "zh"):
