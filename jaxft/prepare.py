@@ -37,13 +37,17 @@ def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
     source = options.source_of(config)
     if config.tokenizer.hf:
         hub.resolve(config.tokenizer.hf, weights=False, field="tokenizer.hf")  # now, not after the last document
+    if config.beam:
+        folder.check_beam()
+        from jaxft.corpora import pipelines
+
+        pipelines.made(config.beam)  # now: the folder will hold to these options
     RunFolder(workdir).create()
     with RunLock(workdir, say=say):
         folder.claim(workdir, raw, source.identity())
         if folder.is_finished(workdir):
             say(f"the corpus is finished: {workdir}")
         elif config.beam:
-            folder.check_beam()
             from jaxft.corpora import beam
 
             beam.prepare(raw, config, source, workdir, say)

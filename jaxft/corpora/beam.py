@@ -9,7 +9,6 @@ reads the sources and writes the folder by their paths: both lie where all worke
 import glob
 import gzip
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +18,9 @@ from typing import Any
 
 import apache_beam as beam  # pyright: ignore[reportMissingImports] - an extra
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions  # pyright: ignore[reportMissingImports]
 
-from jaxft.corpora import ending, report, shards, sources, tokenizers
-from jaxft.corpora.options import Config, cleaner_of, parse, source_of
+from jaxft.corpora import ending, pipelines, report, shards, sources, tokenizers
+from jaxft.corpora.options import Config, cleaner_of, parse
 from jaxft.corpora.tally import SAMPLES, Tally, shown
 from jaxft.data.prepared import TOKENIZER, Index, Shard
 from jaxft.hf import tokenizer
@@ -38,9 +36,8 @@ def prepare(raw: dict[str, Any], config: Config, source: Any, folder: Path, say:
     work = folder / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    options = PipelineOptions(shlex.split(config.beam))
     say(f"reading {len(source.names):,} files; Beam: {config.beam}")
-    with beam.Pipeline(options=options) as pipeline:
+    with pipelines.pipeline(config.beam) as pipeline:
         _clean(pipeline, raw, config, source, work)
     tally = _tally(work)
     if config.text.on_bad == "stop":
@@ -52,7 +49,7 @@ def prepare(raw: dict[str, Any], config: Config, source: Any, folder: Path, say:
     encoder = tokenizer.load(folder / TOKENIZER)
     count = max(1, sum(sizes) // config.work.shard)
     dtype = shards.dtype_of(encoder.vocab_size)
-    with beam.Pipeline(options=options) as pipeline:
+    with pipelines.pipeline(config.beam) as pipeline:
         _write(pipeline, config, folder, count, dtype)
     made = sorted((json.loads(line) for line in _lines(work, "made")), key=lambda one: one["shard"]["file"])
     splits = (shards.TRAIN, *config.split)
@@ -66,9 +63,9 @@ def _clean(pipeline: Any, raw: dict[str, Any], config: Config, source: Any, work
     cleaned = (
         pipeline
         | "files" >> beam.Create(range(len(source.names)))
-        | "read" >> beam.FlatMap(_read, raw)
+        | "read" >> beam.FlatMap(_read, source, config)
         | "spread" >> beam.Reshuffle()
-        | "clean" >> beam.ParDo(_Clean(raw)).with_outputs("gone", "tally", main="kept")
+        | "clean" >> beam.ParDo(_Clean(raw, source)).with_outputs("gone", "tally", main="kept")
     )
     texts = cleaned.kept | "texts" >> beam.Map(lambda kept: (kept[0], kept[1:3]))
     alike = cleaned.kept | "digests" >> beam.Map(lambda kept: (kept[2], (kept[0], kept[3])))
@@ -90,10 +87,11 @@ def _clean(pipeline: Any, raw: dict[str, Any], config: Config, source: Any, work
     else:
         following = pipeline | "no near" >> beam.Create([])
     joined = {"text": texts, "exact": exact, "near": following} | "join" >> beam.CoGroupByKey()
-    ended = joined | "stay" >> beam.ParDo(_Stay(source.names)).with_outputs("gone", "size", main="stay")
+    ended = joined | "stay" >> beam.ParDo(_Stay(source.names)).with_outputs("gone", "lost", "size", main="stay")
     gone = (cleaned.gone, ended.gone) | "what went" >> beam.Flatten()
     _to_lines(gone, "gone", work)
     _to_lines(cleaned.tally, "tally", work)
+    _to_lines(ended.lost | "sum" >> beam.CombinePerKey(sum) | "as json" >> beam.Map(json.dumps), "lost", work)
     _to_lines(ended.size | beam.CombineGlobally(sum) | beam.Filter(bool) | beam.Map(json.dumps), "sizes", work)
     _to_lines(ended.stay, "texts", work, ".jsonl.gz")
 
@@ -102,23 +100,23 @@ def _to_lines(lines: Any, name: str, work: Path, ending: str = ".jsonl") -> None
     _ = lines | f"write {name}" >> beam.io.WriteToText(str(work / name), file_name_suffix=ending)
 
 
-def _read(number: int, raw: dict[str, Any]) -> Iterator[list[sources.Record]]:
+def _read(number: int, source: Any, config: Config) -> Iterator[list[sources.Record]]:
     """Chunks of the records of a file."""
-    config = parse(raw)
-    return sources.chunks(source_of(config).records_of(number, config.text.column), config.work.chunk)
+    return sources.chunks(source.records_of(number, config.text.column), config.work.chunk)
 
 
 class _Clean(beam.DoFn):
-    """Chunks to (place, text, digest, signature); beside them lines about what went, and tallies."""
+    """Chunks to (place, text, digest, signature); beside them lines about what went, and tallies.
 
-    def __init__(self, raw: dict[str, Any]):
-        self._raw = raw
+    The files are those of `source`, which found them once: who looked again might find others, and number them so.
+    """
+
+    def __init__(self, raw: dict[str, Any], source: Any):
+        self._raw, self._names = raw, source.names
+        self._formats = [source.format(number) for number in range(len(source.names))]
 
     def setup(self) -> None:
-        config = parse(self._raw)
-        source = source_of(config)
-        formats = [source.format(number) for number in range(len(source.names))]
-        self._cleaner = cleaner_of(config, source.names, formats)
+        self._cleaner = cleaner_of(parse(self._raw), self._names, self._formats)
 
     def process(self, records: list[sources.Record]) -> Iterator[Any]:
         cleaned = self._cleaner.clean(records)
@@ -153,7 +151,8 @@ def _followers(bucket: Iterable[tuple[Place, np.ndarray]], near: Any) -> Iterato
 
 
 class _Stay(beam.DoFn):
-    """Documents, and because of whom they go if they do, to lines with those that stay."""
+    """Documents, and because of whom they go if they do, to lines with those that stay; beside them lines about what
+    went, (kind, bytes) of each, and the bytes of those that stay."""
 
     def __init__(self, names: list[str]):
         self._names = names
@@ -165,6 +164,7 @@ class _Stay(beam.DoFn):
             for other, number in found[kind]:
                 what = _line(f"{self._names[file]}:{line}", f"{kind} duplicate", f"of {self._names[other]}:{number}")
                 yield beam.pvalue.TaggedOutput("gone", what)
+                yield beam.pvalue.TaggedOutput("lost", (kind, len(text.encode())))
                 return
         yield beam.pvalue.TaggedOutput("size", len(text.encode()))
         yield json.dumps({"file": file, "line": line, "text": text, "digest": digest.hex()}, ensure_ascii=False)
@@ -239,7 +239,8 @@ class _Write(beam.DoFn):
 
 
 def _finish(raw: dict[str, Any], folder: Path, index: Index, tally: Tally, seconds: float, say: Say) -> None:
-    duplicates = {kind: {"count": 0, "bytes": 0, "samples": []} for kind in ("exact", "near")}
+    lost = dict(json.loads(line) for line in _lines(folder / "work", "lost"))
+    duplicates = {kind: {"count": 0, "bytes": lost.get(kind, 0), "samples": []} for kind in ("exact", "near")}
 
     def lines() -> Iterator[str]:
         for line in _lines(folder / "work", "gone"):
