@@ -78,4 +78,4 @@ def test_nothing_leaves_it_unasked_and_no_cell_logs_in_and_uploads(path):
     drive, login, push = code[-3:]
     assert "drive.mount" in drive and "notebook_login()" in login and "upload_folder" in push
     for source in (drive, login, push):
-        exec(source, {"HUB_ID": ""})  # noqa: S102 - as it is kept it does nothing
+        exec(source, {"HUB_ID": ""})  # as it is kept it does nothing
