@@ -1,0 +1,36 @@
+"""A run of a task that a signal stops and the same command goes on with ends as an unbroken one, bit for bit."""
+
+import os
+import signal
+
+import pytest
+
+from jaxft.checkpoint import Checkpoints
+from jaxft.config import parse
+from jaxft.signals import Stopped
+from jaxft.train import train
+from tests import every_task, program
+
+STOP = 2  # the step that the signal comes in
+# Each reads its rows in a way of its own; cls is stopped, killed and damaged in test_faults.py.
+TASKS = ("chat", "multiple_choice", "retrieval")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
+    raw = every_task.config(name, tmp_path)
+
+    def go(folder):
+        said = []
+        train(raw, parse(raw), tmp_path / folder, (), said.append)
+        return said
+
+    go("unbroken")
+    steps = iter(range(1, every_task.STEPS + 1))
+    with monkeypatch.context() as patch:  # looked at after each step
+        patch.setattr(Checkpoints, "check", lambda self: next(steps) == STOP and os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {STOP}, saved in"):
+            go("stopped")
+    assert len((tmp_path / "stopped" / "batches.log").read_text().splitlines()) == STOP
+    assert f"resuming from the checkpoint of step {STOP}" in go("stopped")
+    program.assert_same_end(tmp_path / "stopped", tmp_path / "unbroken")
