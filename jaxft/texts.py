@@ -79,7 +79,8 @@ class Texts:
         """Texts of one token; `numbers` are those of the prompts."""
         shards = sharding.batch_shards(self.net.mesh, self.net.activations)
         self._rows = max(self._rows, -(-len(prompts) // shards) * shards)  # as before: the programs are there
-        length = max(self._length, 1 << (max(map(len, prompts)) - 1).bit_length())
+        longest = max(map(len, prompts))
+        length = self._length if longest <= self._length else 1 << (longest - 1).bit_length()
         batch = {name: np.zeros((self._rows, length), np.int32) for name in ("ids", "segment", "position")}
         for row, ids in enumerate(prompts):
             # A text goes on where its row ends; a source is read as in training.

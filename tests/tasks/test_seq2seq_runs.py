@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxft.registry import UserError
+from tests import every_task
 from tests.verbs_run import READER, here, program, read_rows, write_rows
 
 LENGTH = 32
@@ -90,10 +91,28 @@ def test_scores_are_those_of_the_libraries_on_texts_that_transformers_writes(run
     )
 
 
-def test_an_evaluation_writes_as_many_texts_as_were_asked_for_and_compiles_once(run):
+def test_an_evaluation_writes_texts_and_scores_them(run):
     lines = [line for line in read_rows(run / "metrics.jsonl") if "validation/bleu" in line]
     assert [line["step"] for line in lines] == [30, 60]
     assert {"validation/chrf", "validation/rouge2", "validation/loss", "validation/perplexity"} <= lines[0].keys()
+
+
+def test_all_evaluations_write_by_the_programs_that_the_first_one_compiled(tmp_path, monkeypatch):
+    """What a jitted function calls is called once for each program."""
+    from jaxft.config import parse
+    from jaxft.generation import write
+    from jaxft.train import train as train_here
+
+    traced = []
+    for name in ("begin", "go_on"):
+        plain = getattr(write, name)
+        counted = lambda *given, name=name, plain=plain: traced.append(name) or plain(*given)  # noqa: E731
+        monkeypatch.setattr(write, name, counted)
+    raw = every_task.config("seq2seq", tmp_path, evaluate__every="1 step", task__write=9, task__write_last=9)
+    train_here(raw, parse(raw), tmp_path / "run", (), lambda text: None)
+    lines = [line for line in read_rows(tmp_path / "run" / "metrics.jsonl") if "validation/bleu" in line]
+    assert len(lines) == every_task.STEPS, "each wrote nine texts of several lengths, in two batches"
+    assert traced == ["begin", "go_on"]
 
 
 def test_the_best_checkpoint_is_the_one_with_the_best_texts(run):
