@@ -129,13 +129,10 @@ class Documents(Rows):
         return f"{sources[file]}:{line}"
 
     def _read(self, index: int) -> tuple[tuple[int, int, int], bytes]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        document = index % len(self)
-        number = int(np.searchsorted(self._offsets, document, side="right")) - 1
+        number = int(np.searchsorted(self._offsets, index, side="right")) - 1
         if number not in self._open:
             self._open[number] = self._reader(self._shards[number])
-        record = self._open[number][document - int(self._offsets[number])]
+        record = self._open[number][index - int(self._offsets[number])]
         return HEADER.unpack_from(record), record
 
     def _reader(self, shard: Shard) -> Any:
