@@ -10,6 +10,7 @@ companions                      name -> Companion
 declare(name, net)              (family, Config) of one without a checkpoint, None where it is not needed after all;
                                 `net` has those before it
 check_companions(net)           raises UserError where they do not go together
+assumed(net)                    what it takes for granted of them, in words
 forward(net, params, given, batch, key)     (what its `loss` takes for logits, losses of the networks' own); `given` are
                                 the parameters of those that only answer, none of them in an evaluation
 """
@@ -142,6 +143,15 @@ def check_inputs(net: Network, inputs: Any, length: int) -> None:
         if beside.net.cfg.positions < length:
             raise UserError(f"{where} has {beside.net.cfg.positions} positions; set input.length={length} lower")
         inputs.check(beside.net.cfg)
+
+
+def described(net: Network, task: Any) -> list[str]:
+    """What there is to say of the companions, a line each."""
+    lines = [
+        f"{name}: {beside.parameters:,} parameters, which {'train along' if beside.wish.trained else 'stay'}"
+        for name, beside in net.companions.items()
+    ]
+    return lines + (task.assumed(net) if net.companions else [])
 
 
 def start(net: Network, params: Any, seed: int, say: Callable[[str], None]) -> Any:

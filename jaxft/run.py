@@ -82,8 +82,8 @@ class Run:
         groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
         frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
-        for name, beside in self.net.companions.items():
-            say(f"{name}: {beside.parameters:,} parameters, which {'train along' if beside.wish.trained else 'stay'}")
+        for text in companions.described(self.net, self.task):
+            say(text)
         self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
         self.checkpoints.preflight(nbytes(self.plan.abstract))
         self.inputs = self.inputs.before_training(self)

@@ -86,6 +86,10 @@ class Detection(MaskedLm):
     def check_companions(self, net: Any) -> None:
         """What both share has the same shape (companions.attach), and that is all they need."""
 
+    def assumed(self, net: Any) -> list[str]:
+        """Nothing is taken for granted."""
+        return []
+
     def forward(self, net: Any, params: Any, given: Any, batch: Mapping[str, jax.Array], key: Any) -> tuple[Any, Any]:
         """(Answers, {}): the hidden tokens guessed, the guesses put in their places, every token judged."""
         generator = net.companions[GENERATOR]

@@ -47,7 +47,8 @@ class Distill:
     (Hinton et al. 2015; of a regression the squared difference of the numbers), + hidden * the distance of `layers`.
     These are pairs "student's:teacher's", 0 being the embeddings and n what follows the n-th block; `match` is "mse"
     (Jiao et al. 2020, with a learned projection where widths differ) or "cosine" (Sanh et al. 2019), summed over pairs.
-    An evaluation scores the student alone by the task's own loss. classes: see the task.
+    An evaluation scores the student alone by the task's own loss. classes: see the task. A teacher whose config.json
+    does not name its classes is taken to have them in the order of the data, whatever that of the student.
     """
 
     of: dict
@@ -104,9 +105,13 @@ class Distill:
         return tuple((int(ours), int(theirs)) for ours, _, theirs in found)
 
     def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
-        """With the classes of the data, where the task has some. Raises UserError as the task does."""
-        fitted = self.task.fit(splits, label_names)
-        return dataclasses.replace(self, classes=getattr(fitted, "classes", ()))
+        """With the classes of the data, where the task has some. Raises UserError as the task does.
+
+        `classes` may be put into the order of the student's checkpoint later; `of` keeps that of the data.
+        """
+        classes = getattr(self.task.fit(splits, label_names), "classes", ())
+        of = self.of | ({"classes": classes} if classes else {})
+        return dataclasses.replace(self, of=of, classes=classes)
 
     # ---- the networks: companions.py ----
 
@@ -144,11 +149,26 @@ class Distill:
             if wrong := [pair[side] for pair in self.pairs if pair[side] > one.cfg.layers]:
                 raise UserError(f"task.layers: {of} has layers 0 (embeddings) to {one.cfg.layers}, and no {wrong[0]}")
 
+    def assumed(self, net: Any) -> list[str]:
+        """What is taken for granted of the teacher."""
+        if not self.classes or self._names(net.companions[TEACHER]):
+            return []
+        return [f"{TEACHER}: no names of classes; they are taken to be in the data's order: {', '.join(self._data)}"]
+
+    def _names(self, teacher: Any) -> tuple[str, ...]:
+        """The teacher's classes by its outputs, () where it has no names for them."""
+        names = labels.from_hf(teacher.hf) if teacher.hf.get("id2label") else ()
+        nameless = all(name.startswith("LABEL_") for name in names) and len(names) == len(self.classes)
+        return () if nameless else names
+
+    @property
+    def _data(self) -> tuple[str, ...]:
+        """The classes in the order of the data."""
+        return tuple(self.of["classes"])
+
     def _order(self, teacher: Any) -> tuple[str, ...]:
         """The teacher's classes by its outputs. One that has no names for them is taken to have the data's order."""
-        names = labels.from_hf(teacher.hf) if teacher.hf.get("id2label") else ()
-        nameless = all(name.startswith("LABEL_") for name in names) and len(names) in (0, len(self.classes))
-        return self.classes if nameless else names
+        return self._names(teacher) or self._data
 
     def forward(self, net: Any, params: Any, given: Any, batch: Mapping[str, jax.Array], key: Any) -> tuple[Any, Any]:
         """(Lesson, losses of the student's own); in an evaluation (its logits, losses), which needs no teacher."""

@@ -1,5 +1,6 @@
 """Distillation: losses against torch, two networks against transformers', layers compared, and whole runs."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from jaxft import build, companions, sharding
+from jaxft.data.source import Split
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save as hf_save
 from jaxft.models import bert, distilbert, gpt2
@@ -122,6 +124,20 @@ def test_a_classifier_of_another_family_teaches_by_its_own_order_of_classes(tmp_
     np.testing.assert_allclose(lesson.teacher[:, 0], teacher.numpy()[:, place], **TOLERANCE)
     hard = torch.nn.functional.cross_entropy(student, torch.tensor(rows["label"][:, 0]).long())
     compared(made, net, params, given, rows, learner, 0.7 * hard + 0.3 * softened(student, teacher[:, place], 2.0))
+
+
+def test_a_teacher_without_names_has_the_datas_order_of_classes_and_not_that_of_the_student(tmp_path, rows):
+    torch = pytest.importorskip("torch", reason="the reference needs torch")
+    data = Split([{"text": "x", "label": name} for name in CLASSES], "x", str)
+    fitted = task(classes=()).fit({"train": data, "validation": data}, {})
+    made = dataclasses.replace(fitted, classes=("c", "a", "b"))  # as inputs do where the student's checkpoint says so
+    nameless = [f"LABEL_{i}" for i in range(3)]
+    net, params, given, _, judge = pair(tmp_path, made, (bert, bert.TINY), (bert, bert.TINY), labels=nameless)
+    with torch.no_grad():
+        teacher = judge(**whole(rows)).logits.numpy()
+    lesson, _ = jax.jit(lambda params, given: made.forward(net, params, given, rows, None))(params, given)
+    np.testing.assert_allclose(lesson.teacher[:, 0], teacher[:, [2, 0, 1]], **TOLERANCE)
+    assert "taken to be in the data's order: a, b, c" in companions.described(net, made)[-1]
 
 
 @pytest.mark.parametrize("match", ["mse", "cosine"])
