@@ -164,6 +164,10 @@ class Checkpoints:
         """What `save` was given as `meta`."""
         return self._record(step)["meta"]
 
+    def paths(self, step: int) -> set[str]:
+        """Of all arrays of the state that `save` was given."""
+        return set(self._record(step)["state"])
+
     def preflight(self, size: int) -> None:
         """Raises UserError unless the disk holds as many checkpoints of `size` bytes as there will be at most.
 

@@ -32,7 +32,8 @@ from jaxft.build import Network
 from jaxft.config import Config
 from jaxft.hf import files, hub, tokenizer, vocabulary
 from jaxft.hf import load as hf_load
-from jaxft.registry import UserError
+from jaxft.models import MODELS
+from jaxft.registry import UserError, lookup
 from jaxft.tasks import Companion
 
 Folders = Mapping[str, Path | None]  # companion -> the checkpoint that it begins with
@@ -101,25 +102,51 @@ def attach(net: Network, task: Any, folders: Folders, config: Config) -> Network
                     f"{wish.field}={wish.hf!r}: the task needs a {wish.head} head, and a {family.MODEL_TYPE} model "
                     f"has: {heads}; take another one"
                 )
-        own = build.network(
-            family,
-            cfg,
-            head=wish.head,
-            outputs=wish.outputs,
-            model=config.model,
-            rules=config.sharding,
-            mesh=net.mesh,
-        )
-        shared = tuple(path for path in own.abstract if wish.shares and path.startswith(wish.shares))
-        if missing := [path for path in shared if net.stored.get(path) != own.stored[path]]:
-            raise UserError(
-                f"{wish.field}: {', '.join(missing)} would be shared with the model, where they have another shape or "
-                "are not there; take two models that belong together"
-            )
-        net = dataclasses.replace(net, companions={**net.companions, name: Beside(own, wish, folder, shared)})
+        net = _with(net, name, wish, family, cfg, folder, config)
     if net.companions:
         task.check_companions(net)
     return net
+
+
+def _with(net: Network, name: str, wish: Companion, family: Any, cfg: Any, folder: Any, config: Config) -> Network:
+    """`net` with one more. Raises UserError where the two cannot share what they are to."""
+    own = build.network(
+        family, cfg, head=wish.head, outputs=wish.outputs, model=config.model, rules=config.sharding, mesh=net.mesh
+    )
+    shared = tuple(path for path in own.abstract if wish.shares and path.startswith(wish.shares))
+    if missing := [path for path in shared if net.stored.get(path) != own.stored[path]]:
+        raise UserError(
+            f"{wish.field}: {', '.join(missing)} would be shared with the model, where they have another shape or "
+            "are not there; take two models that belong together"
+        )
+    return dataclasses.replace(net, companions={**net.companions, name: Beside(own, wish, folder, shared)})
+
+
+def record(net: Network) -> dict[str, Any]:
+    """What a checkpoint says of the companions that are exported, for `attach_recorded`."""
+    exported = {name: beside.net for name, beside in net.companions.items() if beside.wish.export}
+    return {
+        name: {"family": own.family.MODEL_TYPE, "config": dataclasses.asdict(own.cfg)} for name, own in exported.items()
+    }
+
+
+def attach_recorded(net: Network, task: Any, record: Mapping[str, Any], config: Config) -> Network:
+    """`net` with the companions of a checkpoint that are exported, wherever they once came from."""
+    for name, told in record.items():
+        family = lookup(MODELS, told["family"], "model.name")
+        net = _with(net, name, of(task)[name], family, family.Config(**told["config"]), None, config)
+    return net
+
+
+def exported(net: Network, params: Any) -> dict[str, tuple[Beside, Any]]:
+    """Name -> (companion, all its parameters) of those that become a folder of their own."""
+    along = {name: beside for name, beside in net.companions.items() if beside.wish.export}
+    return {name: (beside, beside.whole(params[name], params)) for name, beside in along.items()}
+
+
+def folder_of(target: Path, name: str) -> Path:
+    """Where a companion is exported whose other is exported to `target`."""
+    return target.with_name(f"{target.name}-{name}")
 
 
 def lend_tokenizer(folders: Folders, target: Path, length: int) -> None:

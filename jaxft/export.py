@@ -31,55 +31,73 @@ def _arguments() -> argparse.Namespace:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a run without checkpoints, an unknown step, or logits that differ: --out is not touched."""
+    """Writes the network of a run to --out, one that trained along, such as a generator, beside it.
+
+    Raises UserError for a run without checkpoints, an unknown step, or logits that differ: --out is not touched.
+    """
     from jaxft import cache, numerics
     from jaxft.config import parse
+    from jaxft.tasks import TASKS
+
+    run, raw = _run(arguments)
+    numerics.self_check()
+    cache.compile_cache(run.path)
+    config = parse(raw)
+    task = call(TASKS, raw["task"], "task")
+    net, params, meta, step = _restore(run, config, task, arguments.step)
+
+    from jaxft import companions, inputs
+    from jaxft.hf import card, folder, hub
+
+    split, scores = _scores(run, step)
+    hf_folder = hub.resolve(config.model.hf, weights=False) if config.model.hf else None
+
+    def write(out: Path, net: Any, own: Any, fields: Any, base: str, source: Path | None, results: Any) -> None:
+        text = card.model_card(
+            name=run.path.name,
+            base_model=base,
+            head=net.head,
+            images=net.family.KIND == "vision",
+            labels=fields.get("id2label", {}),
+            dataset=card.dataset_name(raw["data"], split),
+            split=split,
+            results=results,
+            config=raw,
+            measured_in=raw["model"]["param_dtype"],
+            dtype=arguments.dtype,
+        )
+        beside = inputs.of(task, net.family).beside(config, net.cfg, run.tokenizer, hf_folder)
+        check = functools.partial(_verify, arguments, out, net, own) if arguments.verify else None
+        dtype = arguments.dtype
+        folder.write(out, net, own, task=fields, beside=beside, source=source, dtype=dtype, card=text, check=check)
+        cli.say(f"step {step:,} written to {out} in {dtype}")
+
+    target = Path(arguments.out)
+    for name, (also, whole) in companions.exported(net, params).items():
+        write(companions.folder_of(target, name), also.net, whole, {}, also.wish.hf, also.folder, {})
+    write(target, net, net.own(params), meta["task"], config.model.hf, hf_folder, scores)
+
+
+def _run(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """(run folder, its config as plain dicts). Raises UserError for a folder that is none of a run."""
     from jaxft.runfolder import RunFolder, read_json
 
     run = RunFolder(Path(arguments.run))
     if not run.config.exists():
         raise UserError(f"--run={arguments.run} is not a run folder: it has no config.json")
-    raw = read_json(run.config)["config"]
-    numerics.self_check()
-    cache.compile_cache(run.path)
-    config = parse(raw)
-    net, params, meta, step = _restore(run, config, arguments.step)
+    return run, read_json(run.config)["config"]
 
-    from jaxft import inputs
-    from jaxft.hf import card, folder, hub
-    from jaxft.tasks import TASKS
+
+def _scores(run: Any, step: int) -> tuple[str, dict[str, float]]:
+    """(split, scores on it) of a step: there are some of the one that the run chose at its end."""
+    from jaxft.runfolder import read_json
 
     report = read_json(run.report) if run.report.exists() else {"step": -1, "split": ""}
-    scores = report.keys() - {"split", "step", "details", "inputs"} if report["step"] == step else ()
-    text = card.model_card(
-        name=run.path.name,
-        base_model=raw["model"]["hf"],
-        head=net.head,
-        images=net.family.KIND == "vision",
-        labels=meta["task"].get("id2label", {}),
-        dataset=card.dataset_name(raw["data"], report["split"]),
-        split=str(report["split"]),
-        results={name: float(report[name]) for name in report if name in scores},  # "NaN" is text there
-        config=raw,
-        measured_in=raw["model"]["param_dtype"],
-        dtype=arguments.dtype,
-    )
-    source = hub.resolve(config.model.hf, weights=False) if config.model.hf else None
-    folder.write(
-        Path(arguments.out),
-        net,
-        params,
-        task=meta["task"],
-        beside=inputs.of(call(TASKS, raw["task"], "task"), net.family).beside(config, net.cfg, run.tokenizer, source),
-        source=source,
-        dtype=arguments.dtype,
-        card=text,
-        check=functools.partial(_verify, arguments, net, params) if arguments.verify else None,
-    )
-    cli.say(f"step {step:,} written to {arguments.out} in {arguments.dtype}")
+    names = report.keys() - {"split", "step", "details", "inputs"} if report["step"] == step else ()
+    return report["split"], {name: float(report[name]) for name in report if name in names}  # "NaN" is text there
 
 
-def _verify(arguments: argparse.Namespace, net: Any, params: Any, folder: Path) -> None:
+def _verify(arguments: argparse.Namespace, out: Path, net: Any, params: Any, folder: Path) -> None:
     """Raises UserError (exit 1) when `folder` does not compute what `params` do."""
     from jaxft.verify import largest_difference
 
@@ -87,15 +105,17 @@ def _verify(arguments: argparse.Namespace, net: Any, params: Any, folder: Path) 
     if not difference <= TOLERANCE:
         raise UserError(
             f"the export does not compute what the checkpoint does: logits read by {reader} differ by "
-            f"{difference:.3g} (limit {TOLERANCE:g}); --out={arguments.out} is left as it was",
+            f"{difference:.3g} (limit {TOLERANCE:g}); {out} is left as it was",
             code=1,
         )
     cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
 
 
-def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, Any], int]:
-    """(network, parameters, the checkpoint's "model" record, step)."""
-    from jaxft import build, sharding, state
+def _restore(run: Any, config: Any, task: Any, wanted: str) -> tuple[Any, Any, dict[str, Any], int]:
+    """(network with the companions that are exported, parameters of all, the checkpoint's "model" record, step)."""
+    from flax.traverse_util import unflatten_dict
+
+    from jaxft import build, companions, sharding, state
     from jaxft.checkpoint import Checkpoints
     from jaxft.models import MODELS
     from jaxft.registry import lookup
@@ -117,17 +137,21 @@ def _restore(run: Any, config: Any, wanted: str) -> tuple[Any, Any, dict[str, An
     model = meta["model"]
     family = lookup(MODELS, model["family"], "model.name")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
+    # What --verify compares is not the rounding, and this machine need not be like the one that trained.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", attention="auto"))
     net = build.network(
         family,
         family.Config(**model["config"]),
         head=model["head"],
         outputs=model["outputs"],
-        # What --verify compares is not the rounding, and this machine need not be like the one that trained.
-        model=dataclasses.replace(config.model, dtype="float32", attention="auto"),
+        model=config.model,
         rules=config.sharding,
         mesh=mesh,
     )
-    params = state.weights(checkpoints.restore(step, state.plan(net, config, None).abstract, partial=True))
+    net = companions.attach_recorded(net, task, model["companions"], config)
+    where = state.stored_weights(net.tree, checkpoints.paths(step))
+    arrays = checkpoints.restore(step, where, partial=True)
+    params = unflatten_dict({path.partition("/")[2]: array for path, array in arrays.items()}, sep="/")
     checkpoints.close()
     return net, params, model, step
 

@@ -1,11 +1,12 @@
 """The state of a run before it has numbers: optimizer, what is frozen, where each leaf lives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from jaxft import sharding
 from jaxft.build import Network
@@ -116,6 +117,18 @@ def with_losses(sums: Any, losses: Any) -> Any:
 def weights(state: TrainState) -> Any:
     """The parameters that are evaluated and exported: the moving average where there is one."""
     return masks.join(state.params if state.ema is None else state.ema, state.frozen)
+
+
+def stored_weights(params: Any, stored: Collection[str]) -> dict[str, Any]:
+    """Path in a checkpoint -> leaf of `params`, of the same parameters as `weights` has; `stored` are all its paths.
+
+    Without an optimizer and what trains, which options decide that name parameters of others, too.
+    """
+    branches = ("ema", "frozen", "params")  # of what trains the average comes first
+    return {
+        next((name for branch in branches if (name := f"{branch}/{path}") in stored), f"params/{path}"): leaf
+        for path, leaf in flatten_dict(params, sep="/").items()
+    }
 
 
 def state_shardings(state: TrainState, params: Any, mesh: jax.sharding.Mesh) -> TrainState:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxft import finish, runfolder, scoring
+from jaxft import companions, finish, runfolder, scoring
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
 from jaxft.lock import RunLock
@@ -188,6 +188,7 @@ def _save(run: Run, best: bool) -> None:
         "head": run.net.head,
         "outputs": run.task.outputs,
         "task": run.task.hf_config(),
+        "companions": companions.record(run.net),
     }
     meta = {
         "identity": run.identity,

@@ -189,6 +189,8 @@ FLAGS = (
     "--config.task.generator={'d_model': 16, 'd_ff': 32}",
     "--config.optim.lr=3e-3",
     "--config.train.ema=0.9",
+    "--config.train.freeze=('generator/head/transform/norm/.*',)",
+    "--config.optim.no_decay=('generator/blocks/mlp/.*',)",
 )
 
 
@@ -251,11 +253,15 @@ def test_a_killed_run_ends_bit_for_bit_in_the_same_two_networks(run, tmp_path):
         assert all(found[key].tobytes() == expected[key].tobytes() for key in expected), name
 
 
-def test_export_writes_the_discriminator_of_any_checkpoint_and_verifies_it(run, tmp_path, capsys):
+def test_export_writes_both_networks_of_any_checkpoint_and_verifies_them(run, tmp_path, capsys):
+    """Also where options name parameters of the generator, as FLAGS do."""
     here("export", f"--run={run}", f"--out={tmp_path / 'hf'}", "--verify", "--step=last")
-    assert f"read by {READER}" in capsys.readouterr().out
-    found, expected = load_file(tmp_path / "hf" / "model.safetensors"), weights(run)["hf"]
-    assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
+    assert capsys.readouterr().out.count(f"read by {READER}") == 2
+    for name, expected in weights(run).items():
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(found[key].tobytes() == expected[key].tobytes() for key in expected), name
+        assert {file.name for file in (tmp_path / name).iterdir()} == {file.name for file in (run / name).iterdir()}
 
 
 def test_both_go_on_from_folders(run, tmp_path):
