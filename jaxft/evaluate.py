@@ -10,11 +10,13 @@ from typing import Any
 
 from jaxft import cli, disk
 from jaxft.data.source import quoted
-from jaxft.registry import BadRow, UserError, call
+from jaxft.registry import BadRow, Dropped, UserError, call
 from jaxft.writer import json_numbers
 
 # A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
 TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<test>.+)")
+
+Reasons = list[tuple[str, str]]  # (place of a row, why it is not used)
 
 
 def main() -> None:
@@ -51,17 +53,20 @@ def evaluate(arguments: argparse.Namespace) -> None:
     def example(i: int) -> Any:
         return classifier.example(by_name(split.rows[i]))
 
-    usable, bad = _sifted(split, example)
+    usable, bad, dropped = _sifted(split, example)
+    rows = len(usable) + len(bad) + len(dropped)
     if bad and (arguments.on_bad == "stop" or not len(usable)):
         fix = "mend them, or pass --on_bad=skip" if len(usable) else "mend them, or name another column with --label"
-        raise UserError(f"{len(bad):,} of {len(usable) + len(bad):,} rows cannot be used:\n{quoted(bad)}\n{fix}")
+        raise UserError(f"{len(bad):,} of {rows:,} rows cannot be used:\n{quoted(bad)}\n{fix}")
+    if not len(usable):
+        raise UserError(f"all {rows:,} rows are left out:\n{quoted(dropped)}\nset --length higher")
+    if left := [*bad, *dropped]:
+        cli.say(f"{len(left):,} of {rows:,} rows left out:\n{quoted(left)}")
     meter = classifier.task.meter()
     size = classifier.reader.most
     for start in range(0, len(usable), size):
         chunk = usable[start : start + size]
         classifier.score([example(i) for i in chunk], [split.where(i) for i in chunk], meter)
-    if bad:
-        cli.say(f"{len(bad):,} rows left out")
     cli.say(meter.table())
     if arguments.output:
         report = json_numbers({**meter.result(), "details": meter.report()})
@@ -114,17 +119,20 @@ def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
     return data, wanted
 
 
-def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], list[tuple[str, str]]]:
-    """(indices of the rows that `example` takes, where and why of the others): cheap beside the scoring of one."""
-    usable, bad = array("q"), list(split.bad)
+def _sifted(split: Any, example: Callable[[int], Any]) -> tuple[Sequence[int], Reasons, Reasons]:
+    """(indices of the rows that `example` takes, where and why of bad ones, of those that an option leaves out).
+
+    It is cheap beside the scoring of a row.
+    """
+    usable, bad, dropped = array("q"), list(split.bad), []
     for i in range(len(split.rows)):
         try:
             example(i)
         except BadRow as reason:
-            bad.append((split.where(i), str(reason)))
+            (dropped if isinstance(reason, Dropped) else bad).append((split.where(i), str(reason)))
         else:
             usable.append(i)
-    return usable, bad
+    return usable, bad, dropped
 
 
 def _by_name(task: Any, label_names: Mapping[str, Sequence[str]]) -> Callable[[Any], Any]:

@@ -29,6 +29,10 @@ class BadRow(Exception):
     """One row of data that cannot be used; the message is the reason. Counted, reported with file and line."""
 
 
+class Dropped(BadRow):
+    """A row with nothing wrong that an option of the task leaves out; counted and reported as well."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """'; did you mean "adamw"?' for the closest known word, or '' when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

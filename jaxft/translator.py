@@ -27,6 +27,13 @@ class Translator(Classifier):
         """The task of the run, which now writes a text for every row."""
         return call(TASKS, {**options, "write_last": ALL}, "task")
 
+    def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
+        """As Classifier.example; raises Dropped for a pair that the task leaves out."""
+        example = super().example(row, labelled)
+        if labelled:
+            self.reader.check(example, self.task)
+        return example
+
     def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
         held = self.reader.pairs(examples, places, self.task)
         batches = held.eval_batches(batch=self.rows, process=0, processes=1)

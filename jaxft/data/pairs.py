@@ -62,6 +62,14 @@ class Pairs:
             yield self.assemble(rows_B[local])
 
     @property
+    def dropped(self) -> list[tuple[int, str]]:
+        """(example, why) of the pairs that are in no row, because a side of them is longer."""
+        sides = (("source", self.sources, self.length), ("target", self.targets, self.target_length))
+        longer = {f"the {name} has more than {length} tokens": held.lengths > length for name, held, length in sides}
+        either_X = np.logical_or(*longer.values())
+        return [(x, " and ".join(why for why in longer if longer[why][x])) for x in np.flatnonzero(either_X).tolist()]
+
+    @property
     def fill(self) -> tuple[float, float]:
         """Share of the tokens of all rows that are not padding, of sources and of targets."""
         used = self.plan.examples

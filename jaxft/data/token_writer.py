@@ -13,7 +13,7 @@ from jaxft.data.source import Split
 from jaxft.labels import NO_LABEL
 from jaxft.registry import BadRow, UserError
 
-REPORTED = 1000  # bad rows listed; all are counted
+REPORTED = 1000  # rows listed of those that are bad, or left out; all are counted
 INT32 = range(-(2**31), 2**31)
 
 

@@ -1,6 +1,7 @@
 """Pairs of a source and a target, each tokenised, in rows of their own (data/pairs.py); and texts written anew."""
 
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxft import cache
+from jaxft import cache, disk
 from jaxft.config import Config
 from jaxft.data import pairs, tokens
 from jaxft.data.pairs import Pairs
 from jaxft.data.pipeline import Batch
+from jaxft.data.source import fingerprint, quoted
+from jaxft.data.token_writer import REPORTED
 from jaxft.generation import settings
 from jaxft.hf import generation as hf_generation
 from jaxft.hf import save, tokenizer
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, kept, read
-from jaxft.registry import UserError
+from jaxft.registry import Dropped, UserError
 from jaxft.tasks import Example
 from jaxft.tasks.seq2seq import ALL
 from jaxft.texts import SHORTEST, Texts, wanted
@@ -150,7 +153,11 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
                 f"{name}: all {len(sources.row):,} pairs are longer than input.length={length} or "
                 f"task.target_length={task.target_length}; set these higher, or task.too_long='cut'"
             )
-        say(f"{name}: {kept(sources.counts)}{_too_long(held, task)}; {_packed(held)}")
+        dropped = held.dropped
+        counts = sources.counts | {"kept": sources.counts["kept"] - len(dropped)}
+        say(f"{name}: {kept(counts)}{_cut(held, task)}; {_packed(held)}")
+        if dropped:
+            say(f"{name}: {_listed(held, [(split.where(int(sources.row[x])), why) for x, why in dropped])}")
     caches = {name: held.sources for name, held in made.items()}
     return PairInputs(task, hf_folder, dataset.splits, caches, encoder, length, target_encoder, made)
 
@@ -165,15 +172,26 @@ def _check_end(encoder: Any) -> None:
         )
 
 
-def _too_long(held: Pairs, task: Any) -> str:
-    """What became of pairs that are longer than a row, in words."""
+def _cut(held: Pairs, task: Any) -> str:
+    """How many texts were cut, in words."""
+    if task.too_long != "cut":
+        return ""
     sides = {"sources": (held.sources, held.length), "targets": (held.targets, held.target_length)}
-    if task.too_long == "cut":
-        cut = {name: (cache.counts["truncated"], length) for name, (cache, length) in sides.items()}
-        return "".join(f", {n:,} {name} cut to {length} tokens" for name, (n, length) in cut.items() if n)
-    dropped = len(held.sources.row) - len(held.plan.examples)
-    limits = " or ".join(f"{name} above {length} tokens" for name, (_, length) in sides.items())
-    return f", {dropped:,} dropped ({limits})" if dropped else ""
+    cut = {name: (cache.counts["truncated"], length) for name, (cache, length) in sides.items()}
+    return "".join(f", {n:,} {name} cut to {length} tokens" for name, (n, length) in cut.items() if n)
+
+
+def _listed(held: Pairs, dropped: Sequence[tuple[str, str]]) -> str:
+    """What to say of the (place, reason) of pairs that are left out; up to a thousand are written to a file.
+
+    Each side has a token cache that is whole without the other, so that neither's list can have them.
+    """
+    told = {"sources": held.sources.fingerprint, "targets": held.targets.fingerprint, "first": dropped[0][0]}
+    file = cache.private_dir("dropped") / f"{fingerprint(**told)}.json"
+    with disk.writing(file):
+        file.write_text(json.dumps(dropped[:REPORTED], indent=1, ensure_ascii=False), encoding="utf-8")
+    rows = f"{len(dropped):,} of {held.sources.counts['rows']:,} rows left out (listed in {file})"
+    return f"{rows}:\n{quoted(dropped)}"
 
 
 def _packed(held: Pairs) -> str:
@@ -230,6 +248,11 @@ class Reader:
 
     def example(self, example: Any) -> Any:
         return example
+
+    def check(self, example: Any, task: Any) -> None:
+        """Raises Dropped for a pair that `task` leaves out."""
+        for _, why in self.pairs([example], [""], task).dropped:
+            raise Dropped(why)
 
     def pairs(self, examples: Sequence[Any], places: Sequence[str], task: Any) -> Pairs:
         """Rows of `examples`, as prepare makes them."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ def test_evaluate_scores_a_file_as_the_run_scored_its_test_split(run, tmp_path):
     assert found["details"]["signatures"] == wanted["details"]["signatures"]
 
 
+def test_evaluate_names_the_pairs_that_the_run_would_drop(run, tmp_path, capsys):
+    other = shutil.copytree(run, tmp_path / "run")
+    told = json.loads((other / "config.json").read_text())
+    told["config"]["task"]["too_long"] = "drop"
+    (other / "config.json").write_text(json.dumps(told))
+    data = write_rows(tmp_path / "x.jsonl", [{"de": "eins", "en": "one"}, {"de": "eins", "en": "one " * 90}])
+    here("evaluate", f"--run={other}", f"--data={data}", f"--output={tmp_path / 'report.json'}")
+    expected = f"1 of 2 rows left out:\n  {data}:2: the target has more than {LENGTH} tokens"
+    assert expected in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["details"]["examples"] == 1
+    write_rows(data, [{"de": "eins", "en": "one " * 90}])
+    with pytest.raises(UserError, match="all 1 rows are left out"):
+        here("evaluate", f"--run={other}", f"--data={data}")
+
+
 def test_what_is_too_long_is_cut_or_dropped_and_said(tmp_path):
     from configs.mt import get_config
     from jaxft.config import parse
@@ -194,8 +210,13 @@ def test_what_is_too_long_is_cut_or_dropped_and_said(tmp_path):
     assert set(ends) == {made.target_encoder.named["eos_token"]}, "what is cut ends as what is not"
     said = []
     made, line = prepared("drop")
-    assert "20 of 20 rows, 10 dropped (sources above 32 tokens or targets above 24 tokens); packed" in line
+    assert line.startswith("train: 10 of 20 rows; packed into")
     assert sorted(made.pairs["train"].plan.examples) == [i for i in range(20) if i % 4 in (0, 3)]
+    told = next(text for text in said if "left out" in text)
+    assert told.startswith("train: 10 of 20 rows left out (listed in ")
+    assert f"{data}:2: the source has more than 32 tokens\n  {data}:3: the target has more than 24 tokens" in told
+    listed = json.loads(Path(told.partition("listed in ")[2].partition("):")[0]).read_text())
+    assert [place for place, _ in listed] == [f"{data}:{i + 1}" for i in range(20) if i % 4 in (1, 2)]
 
 
 def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path):
