@@ -21,6 +21,8 @@ FREE = ("mesh", "sharding", "log")
 FOLLOWS = {"data": ("data",), "input.length": ("data",), "task": ("data",), "model.hf": ("data", "tokenizer")}
 # Those that decide about bits, and others that are worth knowing.
 COMPUTING = ("jax", "jaxlib", "flax", "optax")
+# The run's own copy of the chat template that task.template names; beside the tokenizer.
+TEMPLATE = "chat_template.jinja"
 PACKAGES = ("jaxft", *COMPUTING, "orbax-checkpoint", "grain", "transformers", "tokenizers")
 
 
@@ -60,7 +62,8 @@ class RunFolder:
         if not self.started() and not self.finished():
             # Of other data, another vocabulary or other weights, perhaps: only a checkpoint ties a run to these.
             shutil.rmtree(self.tokenizer, ignore_errors=True)
-            self.reference.unlink(missing_ok=True)
+            for path in (self.reference, self.tokenizer.with_name(TEMPLATE)):
+                path.unlink(missing_ok=True)
 
     def record(self, raw: Mapping[str, Any]) -> None:
         """Writes the config: from now on this is a run of it. Not before its first step, when all mistakes are out.

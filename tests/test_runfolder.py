@@ -91,15 +91,18 @@ def test_a_refused_or_unfinished_start_leaves_the_recorded_config(folder):
     assert json.loads(folder.config.read_text())["config"]["train"]["batch"] == 16
 
 
-def test_a_tokenizer_belongs_to_a_checkpoint_or_goes(folder):
+def test_a_tokenizer_and_a_template_belong_to_a_checkpoint_or_go(folder):
+    template = folder.path / runfolder.TEMPLATE
     folder.tokenizer.mkdir()
+    template.touch()
     (folder.checkpoints / "5.tmp").mkdir(parents=True)
     folder.claim(CONFIG, (), print)
-    assert not folder.tokenizer.exists() and not folder.started()
+    assert not folder.tokenizer.exists() and not template.exists() and not folder.started()
     folder.tokenizer.mkdir()
+    template.touch()
     sealed(folder.checkpoints / "5")
     folder.claim(CONFIG, (), print)
-    assert folder.tokenizer.exists() and folder.started()
+    assert folder.tokenizer.exists() and template.exists() and folder.started()
 
 
 def test_a_finished_run_keeps_its_tokenizer_without_checkpoints(folder):

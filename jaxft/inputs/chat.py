@@ -2,12 +2,14 @@
 
 import datetime
 import functools
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxft import cache
+from jaxft import cache, runfolder
 from jaxft.config import Config
 from jaxft.data import tokens
 from jaxft.data.token_writer import LeftOut
@@ -56,11 +58,30 @@ def opened(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: 
     day = _day(task.date)
     encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
     template = chat.Template(
-        hf_folder or folder, task.template, lambda: datetime.datetime.combine(day, datetime.time())
+        hf_folder or folder,
+        _own_template(task.template, folder, hf_folder, say),
+        lambda: datetime.datetime.combine(day, datetime.time()),
     )
     added = encoder.tokenizer.get_added_tokens_decoder().values()
     ends = tuple(token.content for token in added if token.special)
     return Opened(task, dataset, encoder, template, ends, length)
+
+
+def _own_template(named: str, folder: Path, hf_folder: Path | None, say: Say) -> str:
+    """The run's copy of the file that task.template names, "" where it names none.
+
+    Who goes on with a run, exports or scores it reads the copy: the file may have changed, or be gone.
+    """
+    if not named:
+        return ""
+    own = folder.with_name(runfolder.TEMPLATE)
+    if not own.exists():
+        aside = own.with_name(f".{own.name}.{os.getpid()}.tmp")  # other processes of the run may do the same
+        aside.write_text(chat.Template(hf_folder or folder, named).source, encoding="utf-8", newline="\n")
+        os.replace(aside, own)
+    elif Path(named).is_file() and chat.Template(hf_folder or folder, named).source != own.read_text(encoding="utf-8"):
+        say(f"task.template={named!r} has changed since this run began, which reads its own copy: {own}")
+    return str(own)
 
 
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
@@ -142,8 +163,7 @@ def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Ca
 
     def write(target: Path) -> None:
         tokenizer.copy_files(hf_folder or folder, target, config.input.length)
-        if template := section(config)["template"]:
-            source = chat.Template(hf_folder or folder, template).source
-            (target / chat.FILE).write_text(source, encoding="utf-8", newline="\n")
+        if section(config)["template"]:
+            shutil.copyfile(folder.with_name(runfolder.TEMPLATE), target / chat.FILE)
 
     return write

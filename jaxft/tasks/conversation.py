@@ -32,8 +32,8 @@ class Conversations(Classless):
 
     dialect: a key of DIALECTS; text: its columns. system: a column with what the system says first; tools: one with a
     list of the tools that may be called, as JSON schemas; "": no such column.
-    template: a file with a chat template instead of the tokenizer's own; "": that one. date: year-month-day, what a
-    template is told that asks for the day.
+    template: a file with a chat template instead of the tokenizer's own, of which the run keeps a copy; "": that one.
+    date: year-month-day, what a template is told that asks for the day.
     too_long: what becomes of a conversation of more than input.length tokens: "cut" at its end, "drop" (left out,
     counted and listed), or "stop": it is a bad row, of which input.on_bad says what happens.
     """

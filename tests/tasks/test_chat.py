@@ -123,15 +123,19 @@ ROWS = [
 ]
 
 
-def prepared(folder, rows, say=lambda text: None, *, on_bad="stop", **options):
+def config(folder, rows, on_bad="stop", **options):
     raw = get_config("files").to_dict()
     source = write_rows(folder / "x.jsonl", rows)
     raw["data"].update(train=str(source), validation=str(write_rows(folder / "y.jsonl", ROWS[:1])), holdout=0.0)
     raw["input"].update(length=40, pack=4, on_bad=on_bad)
     raw["tokenizer"]["vocab"] = 300
     raw["task"].update(options)
+    return parse(raw)
+
+
+def prepared(folder, rows, say=lambda text: None, **options):
     cfg = type("Cfg", (), {"positions": 40})
-    return chat.prepare(parse(raw), cfg, folder / "tokenizer", None, say)
+    return chat.prepare(config(folder, rows, **options), cfg, folder / "tokenizer", None, say)
 
 
 def test_conversations_that_are_too_long_are_cut_dropped_or_bad_and_always_told(tmp_path):
@@ -186,11 +190,30 @@ def test_a_template_whose_turns_no_token_ends_is_told(tmp_path):
     assert any("x.jsonl:1: what the assistant says does not end with a special token" in text for text in said)
     other = tmp_path / "other.jinja"
     other.write_text("{% for m in messages %}<|user|>{{ m.content }}<|call|>{% endfor %}")
-    prepared(tmp_path, ROWS[:1], said.append, template=str(other))
+    (tmp_path / "another run").mkdir()
+    prepared(tmp_path / "another run", ROWS[:1], said.append, template=str(other))
     assert any("ends with <|call|>, which is neither the tokenizer's eos_token nor" in text for text in said)
     said.clear()
     prepared(tmp_path, ROWS[:1], said.append)
     assert not any("special token" in text or "neither" in text for text in said)
+
+
+def test_a_run_and_its_exports_read_the_template_that_it_began_with(tmp_path):
+    named, said = tmp_path / "named.jinja", []
+    options = {"rows": ROWS[:1], "template": str(named)}
+    named.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
+    first = prepared(tmp_path, **options)
+    named.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+    assert prepared(tmp_path, say=said.append, **options).identity() == first.identity()
+    assert any("named.jinja' has changed since this run began" in text for text in said)
+    named.unlink()
+    assert prepared(tmp_path, **options).identity() == first.identity()
+    (tmp_path / "hf").mkdir()
+    chat.beside(config(tmp_path, **options), None, tmp_path / "tokenizer", None)(tmp_path / "hf")
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert read.apply_chat_template([ASKED], tokenize=False) == ASKED["content"]
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_with_what_to_do(tmp_path):

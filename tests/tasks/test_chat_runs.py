@@ -98,20 +98,3 @@ def test_the_export_verifies_and_keeps_its_template(run, tmp_path, capsys):
     assert (tmp_path / "hf" / "chat_template.jinja").read_text() == (
         run / "tokenizer" / "chat_template.jinja"
     ).read_text()
-
-
-def test_an_export_has_the_template_that_it_was_trained_with(run, tmp_path):
-    """Also where that of the checkpoint's tokenizer was not the one."""
-    from jaxft.config import parse
-    from jaxft.inputs import chat
-
-    other = tmp_path / "other.jinja"
-    other.write_text("{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}")
-    raw = json.loads((run / "config.json").read_text())["config"]
-    raw["task"]["template"] = str(other)
-    (tmp_path / "hf").mkdir()
-    chat.beside(parse(raw), None, run / "tokenizer", None)(tmp_path / "hf")
-    from transformers import AutoTokenizer
-
-    read = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    assert read.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "x"
