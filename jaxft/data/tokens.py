@@ -23,7 +23,7 @@ from jaxft.data.source import Split, fingerprint, refuse_bad
 from jaxft.data.token_writer import Chunk, TokenWriter, flatten, labels_of, spread
 from jaxft.registry import BadRow, UserError
 
-CODE_VERSION = 5  # raise it when the same input gives other tokens or another layout
+CODE_VERSION = 6  # raise it when the same input gives other tokens or another layout
 CHUNK = 4096  # examples handed to the tokenizer at once: enough to keep its threads busy, little to hold
 
 # Of texts to (ids, types, truncated) or LeftOut; where tokens have labels to such with a method `tags`: of an example's

@@ -24,30 +24,57 @@ placeholders = text.placeholders
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The data of a run, and what makes tokens of the conversations in them. `ends`: the tokens that may end a turn."""
+class Format:
+    """What makes tokens of conversations, of one at most `length`."""
 
     task: Any
-    dataset: Any
     encoder: tokenizer.TextEncoder
     template: chat.Template
-    ends: tuple[str, ...]
     length: int
+
+    @functools.cached_property
+    def ends(self) -> tuple[str, ...]:
+        """The tokens that may end a turn."""
+        added = self.encoder.tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
 
     def example(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, last: bool) -> Example:
         """Raises BadRow where the template refuses it."""
         return Example(self.template.pieces(messages, tools, last=last, ends=self.ends), None, None)
 
-    def cache_of(self, split: Any, example: Callable[[Mapping[str, Any]], Any], on_bad: str, **key: str) -> Any:
-        """The token cache of a split, from the private cache folder where it is already there."""
-        key |= {"tokenizer": self.encoder.fingerprint, "template": self.template.identity}
+    def encode(self, texts: Sequence[tuple[Any, str | None]]) -> list[turns.EncodedTurns | LeftOut]:
+        """The tokens of examples, or why they are not used."""
+        made = turns.encode(self.encoder, [pieces for pieces, _ in texts], self.length)
+        return [_unless_left_out(one, self.length, self.task.too_long) for one in made]
+
+
+def template_of(task: Any, folder: Path, other: str) -> chat.Template:
+    """That of the tokenizer in `folder`, or the file `other`, on the day of the task. Raises UserError."""
+    try:
+        day = datetime.date.fromisoformat(task.date)
+    except ValueError:
+        raise UserError(f"task.date={task.date!r} must be a day as year-month-day, such as '2026-01-31'") from None
+    return chat.Template(folder, other, lambda: datetime.datetime.combine(day, datetime.time()))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The data of a run, and what makes tokens of the conversations in them."""
+
+    dataset: Any
+    format: Format
+
+    def cache_of(self, split: Any, example: Callable[[Mapping[str, Any]], Any], encode: tokens.Encode, bad: str) -> Any:
+        """The token cache of a split, from the private cache folder where it is already there; `bad`: input.on_bad."""
+        made = self.format
+        key = {"tokenizer": made.encoder.fingerprint, "template": made.template.identity}
         return tokens.build(
             split,
             example,
-            functools.partial(_encode, self.encoder, self.length, self.task.too_long),
-            key=key | {"task": repr(self.task), "length": str(self.length)},
+            encode,
+            key=key | {"task": repr(made.task), "length": str(made.length)},
             folder=str(cache.private_dir("tokens")),
-            on_bad=on_bad,
+            on_bad=bad,
         )
 
 
@@ -55,16 +82,9 @@ def opened(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: 
     """Reads the data, fits the task to them, trains a tokenizer where there is none. Raises UserError."""
     length = text.checked_length(config, cfg)
     task, dataset = read(config, hf_folder, say)
-    day = _day(task.date)
     encoder = text.encoder_of(config, task, dataset.splits["train"], folder, hf_folder, say)
-    template = chat.Template(
-        hf_folder or folder,
-        _own_template(task.template, folder, hf_folder, say),
-        lambda: datetime.datetime.combine(day, datetime.time()),
-    )
-    added = encoder.tokenizer.get_added_tokens_decoder().values()
-    ends = tuple(token.content for token in added if token.special)
-    return Opened(task, dataset, encoder, template, ends, length)
+    own = _own_template(task.template, folder, hf_folder, say)
+    return Opened(dataset, Format(task, encoder, template_of(task, hf_folder or folder, own), length))
 
 
 def _own_template(named: str, folder: Path, hf_folder: Path | None, say: Say) -> str:
@@ -87,27 +107,20 @@ def _own_template(named: str, folder: Path, hf_folder: Path | None, say: Say) ->
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
     """As text.prepare, of conversations. Raises UserError also where there is no chat template."""
     data = opened(config, cfg, folder, hf_folder, say)
-    task = data.task
+    made, task = data.format, data.format.task
 
     def example(row: Mapping[str, Any]) -> Example:
-        return data.example(task.messages(row), task.tools_of(row), last=task.turns == "last")
+        return made.example(task.messages(row), task.tools_of(row), last=task.turns == "last")
 
-    warn_of_ends(example, data.dataset.splits["train"], data, hf_folder, say)
+    warn_of_ends(example, data.dataset.splits["train"], made, hf_folder, say)
     caches, plans = text.packed(
         config,
         data.dataset,
-        lambda split: data.cache_of(split, example, config.input.on_bad),
+        lambda split: data.cache_of(split, example, made.encode, config.input.on_bad),
         say,
         "tokens of the assistant",
     )
-    return text.TextInputs(task, hf_folder, data.dataset.splits, caches, data.encoder, data.length, plans)
-
-
-def _encode(
-    encoder: tokenizer.TextEncoder, length: int, too_long: str, texts: Sequence[tuple[Any, str | None]]
-) -> list[turns.EncodedTurns | LeftOut]:
-    made = turns.encode(encoder, [pieces for pieces, _ in texts], length)
-    return [_unless_left_out(one, length, too_long) for one in made]
+    return text.TextInputs(task, hf_folder, data.dataset.splits, caches, made.encoder, made.length, plans)
 
 
 def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> turns.EncodedTurns | LeftOut:
@@ -123,20 +136,20 @@ def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> tur
     return LeftOut((), (), False, reason, bad=too_long == "stop")
 
 
-def warn_of_ends(example: Callable[[Any], Example], split: Any, data: Opened, hf_folder: Path | None, say: Say) -> None:
+def warn_of_ends(example: Callable[[Any], Example], split: Any, made: Format, hf_folder: Path | None, say: Say) -> None:
     """Says so where the first conversation has no token that ends what the assistant says, or none that ends texts."""
     for i in range(len(split.rows)):
         try:
             last = example(split.rows[i]).text[1::2][-1].rstrip()
         except BadRow:
             continue  # counted, or refused, when the token cache is built
-        found = [end for end in data.ends if last.endswith(end)]
+        found = [end for end in made.ends if last.endswith(end)]
         if not found:
             say(
                 f"{split.where(i)}: what the assistant says does not end with a special token ({last[-20:]!r}): "
                 "the model will not learn where to stop. See task.template"
             )
-        elif not {data.encoder.tokenizer.token_to_id(end) for end in found} & _stops(data.encoder, hf_folder):
+        elif not {made.encoder.tokenizer.token_to_id(end) for end in found} & _stops(made.encoder, hf_folder):
             say(
                 f"what the assistant says ends with {found[0]}, which is neither the tokenizer's eos_token nor in the "
                 "checkpoint's generation_config.json: add it to eos_token_id in that of the export, or no text ends"
@@ -149,13 +162,6 @@ def _stops(encoder: tokenizer.TextEncoder, hf_folder: Path | None) -> set[int | 
     told = generation.read(hf_folder) if hf_folder else {}
     ids = told["eos_token_id"] if "eos_token_id" in told else encoder.named.get("eos_token")
     return set(ids) if isinstance(ids, list) else {ids}
-
-
-def _day(date: str) -> datetime.date:
-    try:
-        return datetime.date.fromisoformat(date)
-    except ValueError:
-        raise UserError(f"task.date={date!r} must be a day as year-month-day, such as '2026-01-31'") from None
 
 
 def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:

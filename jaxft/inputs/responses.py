@@ -16,6 +16,7 @@ from jaxft import reference
 from jaxft.config import Config
 from jaxft.data.pipeline import Batch
 from jaxft.data.source import Rows, Split
+from jaxft.data.token_writer import LeftOut
 from jaxft.inputs import chat, groups, text
 from jaxft.inputs.base import Say
 from jaxft.registry import BadRow
@@ -68,26 +69,41 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     """As chat.prepare. `input.length` is the most tokens of a prompt with a response, `input.pack` the most groups of
     them that share a row, which has room for the responses of one group."""
     data = chat.opened(config, cfg, folder, hf_folder, say)
-    task, splits = data.task, data.dataset.splits
+    made, task, splits = data.format, data.format.task, data.dataset.splits
     if task.objective == "kto":
         splits = {name: dataclasses.replace(split, rows=WithAnother(split, task)) for name, split in splits.items()}
     dataset = dataclasses.replace(data.dataset, splits=splits)
 
     def example(row: Mapping[str, Any]) -> list[Example]:
-        return [data.example(messages, task.tools_of(row), last=True) for messages, _ in task.responses(row)]
+        return [made.example(messages, task.tools_of(row), last=True) for messages, _ in task.responses(row)]
 
-    chat.warn_of_ends(lambda row: example(row)[0], splits["train"], data, hf_folder, say)
+    chat.warn_of_ends(lambda row: example(row)[0], splits["train"], made, hf_folder, say)
     caches, plans = text.packed(
         config,
         dataset,
-        lambda split: data.cache_of(split, example, config.input.on_bad),
+        lambda split: data.cache_of(split, example, functools.partial(encode, made), config.input.on_bad),
         say,
         "tokens of responses",
         plans_of=groups.plans,
     )
     kinds = {name: _kinds(task, splits[name], held) for name, held in caches.items()}
     length = groups.row_length(config.input.length, caches)
-    return ResponseInputs(task, hf_folder, splits, caches, data.encoder, length, plans, kinds, {})
+    return ResponseInputs(task, hf_folder, splits, caches, made.encoder, length, plans, kinds, {})
+
+
+def encode(made: chat.Format, texts: Sequence[tuple[Any, str | None]]) -> list[Any]:
+    """As Format.encode, of whole groups. Pairs whose responses are equal tokens prefer nothing: they are left out."""
+    encoded: list[Any] = made.encode(texts)
+    if made.task.label:  # no pairs
+        return encoded
+    group = 3 if made.task.objective == "kto" else 2
+    for first in range(0, len(encoded), group):
+        chosen, rejected = encoded[first : first + 2]
+        if len(chosen.ids) and np.array_equal(chosen.ids, rejected.ids):
+            cut = f" in the first {made.length}" if chosen.truncated or rejected.truncated else ""
+            reason = f"the chosen and the rejected response have equal tokens{cut}"
+            encoded[first] = LeftOut((), (), False, reason, bad=False)
+    return encoded
 
 
 def _kinds(task: Any, split: Split, held: Any) -> np.ndarray:

@@ -31,7 +31,7 @@ class Preference(Conversations):
     objective: "dpo", "ipo", "orpo" (without a reference), or "kto", which takes single responses, and the two of a pair
     for such. beta: how much it costs to leave the reference; of "orpo" the weight of the odds ratio.
     smoothing: of "dpo", the probability that a pair is the wrong way round. desirable, undesirable: weights of good and
-    other responses, of "kto". metric: the score that picks the best checkpoint.
+    other responses, of "kto"; 1.0 else. metric: the score that picks the best checkpoint.
     """
 
     label: str
@@ -56,6 +56,11 @@ class Preference(Conversations):
             raise UserError(f"task.smoothing={self.smoothing} must be at least 0 and below 0.5, and is for 'dpo' alone")
         if min(self.desirable, self.undesirable) < 0:
             raise UserError("task.desirable and task.undesirable must be 0 or more")
+        if self.objective != "kto" and (self.desirable, self.undesirable) != (1, 1):
+            raise UserError(
+                f"task.desirable={self.desirable}, task.undesirable={self.undesirable} are weights of 'kto', and "
+                f"task.objective={self.objective!r}: set both to 1.0"
+            )
 
     def check_dialect(self) -> None:
         if self.label and self.objective != "kto":

@@ -89,6 +89,7 @@ def test_a_row_that_prefers_nothing_is_a_bad_one(options, row, reason):
         ({"text": ("chosen", "rejected")}, r"task\.text=\('chosen', 'rejected'\) must name the columns"),
         ({"beta": 0.0}, r"task\.beta=0\.0 must be above 0"),
         ({"objective": "ipo", "smoothing": 0.1}, r"task\.smoothing=0\.1 must be .* for 'dpo' alone"),
+        ({"desirable": 2.0}, r"task\.desirable=2\.0, task\.undesirable=1\.0 are weights of 'kto'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message):
@@ -104,7 +105,7 @@ ROWS = [
 SINGLES = [{"prompt": row["prompt"], "completion": row["chosen"], "label": i != 1} for i, row in enumerate(ROWS)]
 
 
-def prepared(folder, rows=ROWS, **options):
+def prepared(folder, rows=ROWS, say=lambda text: None, **options):
     raw = get_config("files").to_dict()
     source = write_rows(folder / "x.jsonl", rows)
     raw["data"].update(train=str(source), validation=str(source), holdout=0.0)
@@ -112,7 +113,7 @@ def prepared(folder, rows=ROWS, **options):
     raw["tokenizer"]["vocab"] = 300
     raw["task"].update(options)
     cfg = type("Cfg", (), {"positions": 40})
-    return responses.prepare(parse(raw), cfg, folder / "tokenizer", None, lambda text: None)
+    return responses.prepare(parse(raw), cfg, folder / "tokenizer", None, say)
 
 
 D = 8
@@ -172,7 +173,8 @@ def in_torch(objective, found, torch):
 @pytest.mark.parametrize("options", [{}, {"objective": "ipo"}, {"objective": "orpo"}, {"objective": "kto"}, SINGLE])
 def test_the_loss_of_a_packed_batch_and_its_gradient_are_those_of_torch(options, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is the reference here")
-    inputs = prepared(tmp_path, SINGLES if "label" in options else ROWS, **options, desirable=2.0)
+    weights = {"desirable": 2.0} if options.get("objective") == "kto" else {}
+    inputs = prepared(tmp_path, SINGLES if "label" in options else ROWS, **options, **weights)
     sums, gradient, given, batch = scored(inputs, rows=3)
     tensors = [torch.tensor(np.asarray(x)) for x in given]
     tensors[0].requires_grad_(True)
@@ -259,3 +261,16 @@ def test_every_pair_of_a_published_set_is_read(shared_data):
 def test_equal_responses_are_told_with_file_and_line(tmp_path):
     with pytest.raises(UserError, match=r"1 of 2 rows cannot be used:\n.*x\.jsonl:2: the chosen and the rejected"):
         prepared(tmp_path, [ROWS[0], {"prompt": "a", "chosen": "b", "rejected": "b"}])
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_pairs_that_are_equal_where_they_are_cut_are_left_out_and_told_with_file_and_line(objective, tmp_path):
+    long = {"prompt": "Why?", "chosen": "so " * 40, "rejected": "so " * 39 + "what"}
+    said = []
+    inputs = prepared(tmp_path, [ROWS[0], long, *ROWS[1:]], said.append, objective=objective)
+    group = {"dpo": 2, "kto": 3}[objective]
+    assert inputs.caches["train"].row.tolist() == np.repeat([0, 2, 3], group).tolist()
+    assert len(inputs.kinds["train"]) == 3 * group
+    told = "\n".join(said)
+    assert "train: 1 of 4 rows left out (listed in" in told
+    assert "x.jsonl:2: the chosen and the rejected response have equal tokens in the first 40" in told
