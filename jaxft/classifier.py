@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxft import build, inputs, scoring, sharding, state
 from jaxft.config import Model, Sharding
+from jaxft.data.source import Split
 from jaxft.hf import hub, sentence
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError
@@ -68,6 +69,10 @@ class Classifier:
     def _readout(self, params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         with self.net.tracing():
             return self.task.readout(self.net.forward(params, batch), batch)
+
+    def split(self, split: Split) -> Split:
+        """The rows that `example` takes, of those of a data set."""
+        return split
 
     def example(self, row: Mapping[str, Any], labelled: bool = True) -> Any:
         """Raises BadRow for a row that cannot be used."""

@@ -91,7 +91,7 @@ def classifier(arguments: argparse.Namespace) -> Any:
     source = source_of(arguments.run, arguments.hf)
     task: dict[str, Any] = {}
     if arguments.run:
-        _, section = task_of(arguments.run)
+        _, _, section = task_of(arguments.run)
         # The classes are those of the hub folder: the config may have left them to the data.
         task = {option: value for option, value in section.items() if option not in ("name", "metric", "classes")}
     task |= {option: value for option in COLUMNS if (value := getattr(arguments, option))}
@@ -103,13 +103,14 @@ def classifier(arguments: argparse.Namespace) -> Any:
     return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype)
 
 
-def task_of(run: str) -> tuple[Any, Mapping[str, Any]]:
-    """(class, section) of the task that the model of a run is used for (tasks.used_for)."""
+def task_of(run: str) -> tuple[Any, Any, Mapping[str, Any]]:
+    """(config, class and section of the task) that the model of a run is used for (tasks.used_for)."""
     from jaxft.config import parse
     from jaxft.runfolder import RunFolder, read_json
     from jaxft.tasks import used_for
 
-    return used_for(parse(read_json(RunFolder(Path(run)).config)["config"]).task)
+    config = parse(read_json(RunFolder(Path(run)).config)["config"])
+    return config, *used_for(config.task)
 
 
 def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:

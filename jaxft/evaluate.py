@@ -16,6 +16,7 @@ from jaxft.writer import json_numbers
 # A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
 TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<test>.+)")
 
+SCORED = ("seq2seq", "chat", "responses")  # what tasks read that label no rows
 Reasons = list[tuple[str, str]]  # (place of a row, why it is not used)
 
 
@@ -45,8 +46,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.output:
         cli.check_output(Path(arguments.output))
     data, name = _data(arguments)
-    split = data.splits[name]
     classifier = _model(arguments)
+    split = classifier.split(data.splits[name])
     classifier.task.check_columns({name: split}, option="--")
     by_name = _by_name(classifier.task, data.label_names)
 
@@ -77,20 +78,32 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _model(arguments: argparse.Namespace) -> Any:
-    """What --run or --hf names: what labels rows, or of a run that makes texts of texts what writes them."""
-    if arguments.run:
-        source = cli.source_of(arguments.run, arguments.hf)
-        task, section = cli.task_of(arguments.run)
-        if getattr(task, "generates", False):
-            from jaxft import cache, numerics
-            from jaxft.translator import Translator
+    """What --run or --hf names: what labels rows, or of a run whose task labels none what scores its texts."""
+    if not arguments.run:
+        return cli.classifier(arguments)
+    source = cli.source_of(arguments.run, arguments.hf)
+    config, task, section = cli.task_of(arguments.run)
+    if task.reads not in SCORED:
+        return cli.classifier(arguments)
+    from jaxft import cache, numerics
 
-            numerics.self_check()
-            cache.compile_cache(Path(source))
-            named = {option: getattr(arguments, flag) for flag, option in task.flags.items()}
-            options = {**section, **{option: column for option, column in named.items() if column}}
-            return Translator(source, task=options, length=arguments.length, dtype=arguments.dtype)
-    return cli.classifier(arguments)
+    numerics.self_check()
+    cache.compile_cache(Path(source))
+    named = {option: value for flag, option in task.flags.items() if (value := getattr(arguments, flag))}
+    columns = {option: _like(section[option], value) for option, value in named.items()}
+    how: dict[str, Any] = {"task": {**section, **columns}, "length": arguments.length, "dtype": arguments.dtype}
+    if task.generates:
+        from jaxft.translator import Translator
+
+        return Translator(source, **how)
+    from jaxft.dialogue import Dialogue
+
+    return Dialogue(source, config=config, **how)
+
+
+def _like(option: Any, value: str) -> Any:
+    """What a flag says of an option: several columns, parted by commas, where it names several."""
+    return value if isinstance(option, str) else tuple(value.split(","))
 
 
 def _data(arguments: argparse.Namespace) -> tuple[Any, str]:

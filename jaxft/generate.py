@@ -170,7 +170,7 @@ def _as_trained(arguments: argparse.Namespace) -> tuple[str, str]:
     """(what comes before every prompt, the column of prompts, "": any of COLUMNS), as in the training of --run."""
     if not arguments.run:
         return "", arguments.text
-    task, section = cli.task_of(arguments.run)
+    _, task, section = cli.task_of(arguments.run)
     if not getattr(task, "generates", False):
         return "", arguments.text
     if section["prefix"]:

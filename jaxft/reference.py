@@ -27,7 +27,7 @@ def of(run: Any, inputs: Any) -> dict[str, np.ndarray]:
         return kept
     run.say("reference: computing what the weights before training say of the data")
     params, _ = build.parameters(run.net, inputs.hf_folder, run.config.seed, run.config.model.reset_head)
-    compute = _compiled(run.net, inputs.task)
+    compute = compiled(run.net, inputs.task)
     found = {name: _scores(run, inputs, compute, params, name) for name in inputs.caches}
     about = {"data": data, "weights": _digest_of(params)}
     if jax.process_index() == 0:
@@ -39,7 +39,9 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:32]
 
 
-def _compiled(net: Any, task: Any) -> Any:
+def compiled(net: Any, task: Any) -> Any:
+    """The jitted (parameters, batch) -> (log-likelihoods [B, S], the batch's `example`), replicated."""
+
     def compute(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         with net.tracing():
             logits, _ = net.forward_with_losses(params, batch, None)

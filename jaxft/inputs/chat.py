@@ -12,12 +12,13 @@ from typing import Any
 from jaxft import cache, runfolder
 from jaxft.config import Config
 from jaxft.data import tokens
+from jaxft.data.source import Split
 from jaxft.data.token_writer import LeftOut
 from jaxft.hf import chat, generation, tokenizer, turns
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, read, section
 from jaxft.labels import NO_LABEL
-from jaxft.registry import BadRow, UserError
+from jaxft.registry import BadRow, Dropped, UserError
 from jaxft.tasks import Example
 
 placeholders = text.placeholders
@@ -41,6 +42,15 @@ class Format:
     def example(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, last: bool) -> Example:
         """Raises BadRow where the template refuses it."""
         return Example(self.template.pieces(messages, tools, last=last, ends=self.ends), None, None)
+
+    def conversation(self, row: Mapping[str, Any]) -> Example:
+        """Of a row of Chat. Raises BadRow."""
+        return self.example(self.task.messages(row), self.task.tools_of(row), last=self.task.turns == "last")
+
+    def responses(self, row: Mapping[str, Any]) -> list[Example]:
+        """Of a row of Preference. Raises BadRow."""
+        tools = self.task.tools_of(row)
+        return [self.example(messages, tools, last=True) for messages, _ in self.task.responses(row)]
 
     def encode(self, texts: Sequence[tuple[Any, str | None]]) -> list[turns.EncodedTurns | LeftOut]:
         """The tokens of examples, or why they are not used."""
@@ -107,20 +117,47 @@ def _own_template(named: str, folder: Path, hf_folder: Path | None, say: Say) ->
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:
     """As text.prepare, of conversations. Raises UserError also where there is no chat template."""
     data = opened(config, cfg, folder, hf_folder, say)
-    made, task = data.format, data.format.task
-
-    def example(row: Mapping[str, Any]) -> Example:
-        return made.example(task.messages(row), task.tools_of(row), last=task.turns == "last")
-
-    warn_of_ends(example, data.dataset.splits["train"], made, hf_folder, say)
+    made = data.format
+    warn_of_ends(made.conversation, data.dataset.splits["train"], made, hf_folder, say)
     caches, plans = text.packed(
         config,
         data.dataset,
-        lambda split: data.cache_of(split, example, made.encode, config.input.on_bad),
+        lambda split: data.cache_of(split, made.conversation, made.encode, config.input.on_bad),
         say,
         "tokens of the assistant",
     )
-    return text.TextInputs(task, hf_folder, data.dataset.splits, caches, made.encoder, made.length, plans)
+    return text.TextInputs(made.task, hf_folder, data.dataset.splits, caches, made.encoder, made.length, plans)
+
+
+class Reader(text.Reader):
+    """The tokenizer and the chat template of a hub folder. `length`: the most tokens to read (0: as trained)."""
+
+    def __init__(self, folder: Path, length: int, task: Any):
+        super().__init__(folder, length, task)
+        self._task, self._template = task, template_of(task, folder, "")
+
+    def fit(self, cfg: Any) -> None:
+        super().fit(cfg)
+        self.format = Format(self._task, self._encoder, self._template, self._length)
+
+    def encode(self, texts: list[tuple[Any, str | None]]) -> Sequence[Any]:
+        return self.format.encode(texts)
+
+    def split(self, split: Split) -> Split:
+        """The rows that `read` takes, of those of a data set."""
+        return split
+
+    def read(self, row: Mapping[str, Any]) -> Any:
+        """What `batches` takes of a row. Raises BadRow, and Dropped for a row that the task leaves out."""
+        made = self.format.conversation(row)
+        self.check([made])
+        return made
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raises BadRow or Dropped where the tokens of examples are not used."""
+        for one in self.encode([(example.text, None) for example in examples]):
+            if isinstance(one, LeftOut):
+                raise (BadRow if one.bad else Dropped)(one.reason)
 
 
 def _unless_left_out(one: turns.EncodedTurns, length: int, too_long: str) -> turns.EncodedTurns | LeftOut:

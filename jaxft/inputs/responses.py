@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,12 +57,16 @@ class ResponseInputs(text.TextInputs):
 
     def _with(self, split: str, batch: Batch) -> Batch:
         """With kind, int32 [B, S], -1 of empty slots, and reference, float32 [B, S]."""
-        example_BS = batch["example"]
-        batch = batch | {"kind": np.where(example_BS < 0, -1, self.kinds[split][example_BS]).astype(np.int32)}
+        batch = batch | {"kind": _slots(batch, self.kinds[split], -1)}
         if split not in self.reference:
             return batch
-        reference_BS = np.where(example_BS < 0, 0, self.reference[split][example_BS])
-        return batch | {"reference": reference_BS.astype(np.float32)}
+        return batch | {"reference": _slots(batch, self.reference[split], 0)}
+
+
+def _slots(batch: Batch, value_X: np.ndarray, empty: int) -> np.ndarray:
+    """The value of the example in each slot, [B, S]."""
+    example_BS = batch["example"]
+    return np.where(example_BS < 0, empty, value_X[example_BS]).astype(value_X.dtype)
 
 
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> ResponseInputs:
@@ -70,18 +74,13 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     them that share a row, which has room for the responses of one group."""
     data = chat.opened(config, cfg, folder, hf_folder, say)
     made, task, splits = data.format, data.format.task, data.dataset.splits
-    if task.objective == "kto":
-        splits = {name: dataclasses.replace(split, rows=WithAnother(split, task)) for name, split in splits.items()}
+    splits = {name: _with_others(split, task) for name, split in splits.items()}
     dataset = dataclasses.replace(data.dataset, splits=splits)
-
-    def example(row: Mapping[str, Any]) -> list[Example]:
-        return [made.example(messages, task.tools_of(row), last=True) for messages, _ in task.responses(row)]
-
-    chat.warn_of_ends(lambda row: example(row)[0], splits["train"], made, hf_folder, say)
+    chat.warn_of_ends(lambda row: made.responses(row)[0], splits["train"], made, hf_folder, say)
     caches, plans = text.packed(
         config,
         dataset,
-        lambda split: data.cache_of(split, example, functools.partial(encode, made), config.input.on_bad),
+        lambda split: data.cache_of(split, made.responses, functools.partial(encode, made), config.input.on_bad),
         say,
         "tokens of responses",
         plans_of=groups.plans,
@@ -112,6 +111,11 @@ def _kinds(task: Any, split: Split, held: Any) -> np.ndarray:
     rows_G = held.row[first_G] if task.label else held.row[first_G[:1]]
     kinds_GP = np.array([[kind for _, kind in task.responses(split.rows[int(row)])] for row in rows_G], np.int32)
     return np.broadcast_to(kinds_GP, (len(first_G), kinds_GP.shape[1])).reshape(-1)
+
+
+def _with_others(split: Split, task: Any) -> Split:
+    """The split, of "kto" with an answer to another prompt in each row."""
+    return dataclasses.replace(split, rows=WithAnother(split, task)) if task.objective == "kto" else split
 
 
 class WithAnother(Rows):
@@ -179,3 +183,29 @@ def _needed(ahead: list[int], keys: Sequence[Key]) -> list[int]:
         if len(seconds) < 2 and len(firsts) < 2 and keys[one][1] not in seconds:
             kept.append(one)
     return kept[:5]
+class Responses(NamedTuple):
+    """Those of a row, as Reader holds them until their batch is made."""
+
+    examples: list[Example]
+    kinds: list[int]
+
+
+class Reader(chat.Reader, groups.Reader):
+    """As chat.Reader, of responses that share a row."""
+
+    def encode(self, texts: list[tuple[Any, str | None]]) -> Sequence[Any]:
+        return encode(self.format, texts)
+
+    def split(self, split: Split) -> Split:
+        return _with_others(split, self._task)
+
+    def read(self, row: Mapping[str, Any]) -> Responses:
+        made = self.format.responses(row)
+        self.check(made)
+        return Responses(made, [kind for _, kind in self._task.responses(row)])
+
+    def batches(self, examples: Sequence[Responses], places: Sequence[str], rows: int) -> Iterator[Batch]:
+        """As groups.Reader.batches, with `kind` [B, S]."""
+        kind_X = np.concatenate([np.array(one.kinds, np.int32) for one in examples])
+        for batch in super().batches([one.examples for one in examples], places, rows):
+            yield batch | {"kind": _slots(batch, kind_X, -1)}

@@ -7,7 +7,7 @@ What verbs ask of some tasks only, on the class:
 
 within      the option that holds the section of the task that a finished model is used for, as a student is (distill)
 generates   True: its model makes texts, with the option `prefix` before what it is given
-flags       of a task that generates: the verbs' flags that name a column -> the option that does
+flags       of a task that labels no rows: the verbs' flags that name a column -> the option that does
 """
 
 from collections.abc import Mapping

@@ -49,6 +49,8 @@ class Conversations(Classless):
     reads: ClassVar[str] = "chat"
     head: ClassVar[str] = "causal_lm"
     outputs: ClassVar[int] = 0  # logits are over the vocabulary
+    generates: ClassVar[bool] = False
+    flags: ClassVar[dict[str, str]] = {"text": "text"}
     dialects: ClassVar[tuple[str, ...]] = tuple(DIALECTS)
     read: ClassVar[float] = 1.0  # share of a row's tokens whose vectors the head is given
 

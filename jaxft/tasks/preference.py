@@ -43,6 +43,7 @@ class Preference(Conversations):
     metric: str
 
     reads: ClassVar[str] = "responses"
+    flags: ClassVar[dict[str, str]] = {"text": "text", "label": "label"}
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "margin")
     dialects: ClassVar[tuple[str, ...]] = DIALECTS
 

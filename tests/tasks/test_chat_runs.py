@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from jaxft.registry import UserError
 from tests.verbs_run import READER, here, program, read_rows, write_rows
 
 TOLERANCE = 1e-5  # of a mean loss in float32; never loosened
@@ -84,6 +85,20 @@ def test_scores_are_those_of_the_exported_folder_in_transformers(run):
     assert report["accuracy"] == pytest.approx(hits / weight)
     assert (report["details"]["tokens"], report["details"]["examples"]) == (weight, len(rows))
     assert report["accuracy"] > 0.99 and "perplexity" in (run / "hf" / "README.md").read_text()
+
+
+def test_evaluate_scores_a_file_as_the_run_scored_its_split_and_names_what_it_leaves_out(run, tmp_path, capsys):
+    long = {"messages": [{"role": "user", "content": "x " * 90}, {"role": "assistant", "content": "Yes."}]}
+    rows = [*read_rows(run.parent / "validation.jsonl"), long]
+    data, output = write_rows(tmp_path / "x.jsonl", rows), tmp_path / "scores.json"
+    here("evaluate", f"--run={run}", f"--data={data}", f"--output={output}")
+    assert f"1 of 31 rows left out:\n  {data}:31: has " in capsys.readouterr().out
+    found, report = json.loads(output.read_text()), json.loads((run / "report.json").read_text())
+    assert found["loss"] == pytest.approx(report["loss"], abs=TOLERANCE)
+    assert found["accuracy"] == report["accuracy"] and found["details"]["tokens"] == report["details"]["tokens"]
+    write_rows(data, [{"messages": [{"role": "user", "content": "x"}]}])
+    with pytest.raises(UserError, match=f"{data}:1: the assistant says nothing"):
+        here("evaluate", f"--run={run}", f"--data={data}")
 
 
 def test_it_answers_and_stops(run, monkeypatch, capsys):

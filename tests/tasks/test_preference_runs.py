@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.verbs_run import program, read_rows, write_rows
+from tests.verbs_run import here, program, read_rows, write_rows
 
 TOLERANCE = 2e-5  # of a mean loss in float32; never loosened
 LENGTH = 32
@@ -101,6 +101,21 @@ def test_scores_are_those_of_transformers_for_the_export_and_the_weights_before(
     assert report["chosen_reward"] == pytest.approx(0.1 * ratio[:, 0].mean(), abs=TOLERANCE)
     assert report["details"]["examples"] == len(rows)
     assert report["loss"] < np.log(2) and report["accuracy"] > 0.9 and record(folder / "orpo")["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("name", ["dpo", "orpo"])
+def test_evaluate_scores_a_file_as_the_run_scored_its_split(name, folder, tmp_path):
+    """With the weights before as the reference, of DPO."""
+    data, output = folder / "validation.jsonl", tmp_path / "scores.json"
+    here("evaluate", f"--run={folder / name}", f"--data={data}", f"--output={output}")
+    found, report = json.loads(output.read_text()), record(folder / name)
+    for score in ("loss", "margin", "chosen_reward"):
+        assert found[score] == pytest.approx(report[score], abs=TOLERANCE), score
+    assert found["accuracy"] == report["accuracy"] and found["details"]["examples"] == report["details"]["examples"]
+    renamed = [{"p": row["prompt"], "c": row["rejected"], "r": row["chosen"]} for row in read_rows(data)]
+    turned = write_rows(tmp_path / "turned.jsonl", renamed)
+    here("evaluate", f"--run={folder / name}", f"--data={turned}", f"--output={output}", "--text=p,c,r")
+    assert json.loads(output.read_text())["margin"] == pytest.approx(-report["margin"], abs=TOLERANCE)
 
 
 def test_a_run_that_goes_on_has_the_same_reference_and_ends_in_the_same_scores(folder):
