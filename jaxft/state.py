@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from jaxft import sharding
 from jaxft.build import Network
 from jaxft.config import Config
+from jaxft.layers.loss import combined
 from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
 from jaxft.registry import bind, call
 from jaxft.step import TrainState, make_train_step, new_state
@@ -74,10 +75,14 @@ def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
     train = config.train
 
     def step(state: TrainState, batch: Any, given: Any) -> Any:
+        shares = getattr(task, "shares", {})  # most losses have no parts
+        weights = task.weights(batch) if shares else {}  # of all micro-batches together
+
         def loss(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
             with net.tracing():
                 logits, losses = _forward(net, task, masks.join(params, frozen), given, batch, key)
-                return with_losses(task.loss(logits, batch), losses)
+                sums = task.loss(logits, batch)
+                return with_losses(sums | ({"loss": combined(sums, shares, weights)} if shares else {}), losses)
 
         update = make_train_step(
             loss, plan.tx, seed=config.seed, accumulate=train.accumulate, clip=train.clip, ema=train.ema
@@ -107,7 +112,10 @@ def _forward(net: Network, task: Any, params: Any, given: Any, batch: Any, key: 
 
 
 def with_losses(sums: Any, losses: Any) -> Any:
-    """The sums of a task with a network's own losses added: each as often as the task's loss counts."""
+    """The sums of a task with a network's own losses added: each as often as the task's loss counts.
+
+    They are those of a micro-batch: how evenly a router shares out tokens is no sum over them.
+    """
     total, weight = sums["loss"]
     for own, count in losses.values():
         total += weight * own / jnp.maximum(count, 1)

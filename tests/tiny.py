@@ -3,16 +3,16 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from configs.bert_cls import get_config
-from jaxft import build, scoring, sharding
+from jaxft import build, scoring, sharding, state
 from jaxft.config import parse
 from jaxft.models import bert
 from jaxft.optim import masks, schedules
 from jaxft.optim.adamw import adamw
-from jaxft.state import state_shardings
 from jaxft.step import make_train_step, new_state
 from jaxft.tasks.cls import Cls
 
@@ -84,6 +84,18 @@ def unpacked(packed):
     return out
 
 
+def descended(net, task, params, batch, given=None, **train):
+    """(mean loss, parameters) of one step of plain gradient descent by the step that runs take."""
+    section = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "no_decay": ()}
+    c = dataclasses.replace(config(clip=0.0, **train), optim=section)
+    plan = state.plan(net, c, lambda step: 1.0)
+    placed = scoring.to_device(batch, sharding.batch_sharding(net.mesh, net.activations))
+    after, sums = state.training_step(net, task, plan, c)(
+        plan.make(jax.tree.map(jnp.copy, params)), placed, given or {}
+    )
+    return float(sums["loss"][0] / sums["loss"][1]), jax.device_get(after.params)
+
+
 class Trainer:
     """State and compiled step of the tiny BERT; `dropout` is on, as in training."""
 
@@ -108,7 +120,7 @@ class Trainer:
         def make(params):
             return new_state(*masks.split(params, mask), self.tx, ema=self.config.train.ema > 0)
 
-        where = state_shardings(jax.eval_shape(make, tree), tree, on)
+        where = state.state_shardings(jax.eval_shape(make, tree), tree, on)
         self.state = jax.jit(make, out_shardings=where)(whole)
 
         def loss(params, frozen, batch, key):

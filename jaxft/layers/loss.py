@@ -4,10 +4,14 @@ What does not count (weight 0, an ignored label) adds exactly 0 to the loss and 
 logits are not finite.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
 from jaxft.labels import NO_LABEL
+
+Sum = tuple[jax.Array, jax.Array]
 
 
 def softmax_cross_entropy(
@@ -51,6 +55,17 @@ def squared_error(predictions: jax.Array, targets: jax.Array, weights: jax.Array
     counts = weights > 0
     difference = jnp.where(counts, predictions.astype(jnp.float32) - targets.astype(jnp.float32), 0)
     return _weighted(jnp.square(difference), counts, weights)
+
+
+def combined(sums: Mapping[str, Sum], shares: Mapping[str, float], weights: Mapping[str, jax.Array]) -> Sum:
+    """(sum, weight) of a loss that is made of several means, each times its share; it counts as often as the first.
+
+    `weights` are those of the whole batch: where `sums` are of a micro-batch, what all of them give adds up to the loss
+    of the batch, whose parts each are divided once, and not by what a micro-batch happens to hold.
+    """
+    first = next(iter(shares))
+    parts = [share * sums[name][0] * weights[first] / jnp.maximum(weights[name], 1) for name, share in shares.items()]
+    return jnp.stack(parts).sum(), sums[first][1]
 
 
 def _weighted(loss: jax.Array, counts: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

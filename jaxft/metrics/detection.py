@@ -14,17 +14,24 @@ from jaxft.metrics.meters import Meter
 class DetectionMeter(Meter):
     """`loss` is of a token; `perplexity` is the generator's of the hidden tokens; the others are of all tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: Mapping[str, float]):
+        """`shares`: of which sums' means the loss is made, and of how much of each."""
         super().__init__()
+        self.shares = shares
         self.counts_CC = np.zeros((2, 2))  # truth by answer: original, replaced
         self.parts: dict[str, np.ndarray] = {}
 
     def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
-        self.add_loss(*(float(x) for x in sums["loss"]), examples=int((seen["example"] >= 0).sum()))
+        self.weight += float(sums["detection_loss"][1])
+        self.examples += int((seen["example"] >= 0).sum())
         for name in ("detection_loss", "generator_loss", "generator_accuracy"):
             self.parts[name] = self.parts.get(name, 0.0) + np.asarray(sums[name], np.float64)
         (said, tokens), (found, replaced) = sums["marked"], sums["recall"]
         self.counts_CC += np.array([[tokens - said - replaced + found, said - found], [replaced - found, found]])
+
+    @property
+    def loss(self) -> float:
+        return sum(share * self.parts[name][0] / max(self.parts[name][1], 1) for name, share in self.shares.items())
 
     def result(self) -> dict[str, float]:
         if not self.weight:

@@ -1,6 +1,6 @@
 """Scores of preferences: rewards, which are beta times the logarithm of policy over reference."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,3 +41,33 @@ class PreferenceMeter(Meter):
 
     def table(self) -> str:
         return table.scores(self.report())
+
+
+class BaselineMeter(PreferenceMeter):
+    """Of a loss that compares each response with a mean over all: keeps what it is made of (8 bytes a response).
+
+    `sums`: of the ratios and the kinds of all responses, the sums that PreferenceMeter takes of a batch.
+    """
+
+    def __init__(self, sums: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]]):
+        super().__init__()
+        self.sums = sums
+        self.ratios: list[np.ndarray] = []
+        self.kinds: list[np.ndarray] = []
+
+    def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
+        there_BS = seen["kind"] >= 0
+        self.ratios.append(seen["ratio"][there_BS])
+        self.kinds.append(seen["kind"][there_BS])
+
+    @property
+    def _whole(self) -> PreferenceMeter:
+        meter = PreferenceMeter()
+        meter.update(self.sums(np.concatenate(self.ratios), np.concatenate(self.kinds)), {})
+        return meter
+
+    def result(self) -> dict[str, float]:
+        return self._whole.result()
+
+    def report(self) -> dict[str, Any]:
+        return self._whole.report()

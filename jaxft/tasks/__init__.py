@@ -3,6 +3,10 @@
 A task is a frozen dataclass whose fields are the options of the config's `task` section. `fit` returns it with the
 classes found in the data; from then on it turns rows into examples, logits into losses, and scores into a report.
 
+Its `loss` gives sums and weights, "loss" among them. One that is made of several means, each over something else, has
+`shares` instead, name -> the coefficient of the mean of that sum, and `weights(batch)`, name -> the weight that the sum
+will have: the step takes the means over its whole batch, however many micro-batches that comes in (layers/loss.py).
+
 What verbs ask of some tasks only, on the class:
 
 within      the option that holds the section of the task that a finished model is used for, as a student is (distill)

@@ -104,18 +104,24 @@ class Detection(MaskedLm):
         logits_BL, _ = net.forward_with_losses(params, {**batch, "ids": shown_BL}, judging)
         return Answers(guesses, logits_BL, shown_BL != batch["original"]), {}
 
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"detection_loss": self.weight, "generator_loss": 1.0}
+
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        tokens = (batch["segment"] > 0).sum().astype(jnp.float32)
+        return {"detection_loss": tokens, "generator_loss": batch["weight"].sum()}
+
     def loss(self, logits: Answers, batch: Mapping[str, jax.Array]) -> dict[str, tuple[jax.Array, jax.Array]]:
-        """Sums and weights: the loss a token; its two parts; how many tokens were judged rightly and found."""
+        """Sums and weights: the two parts of the loss; how many tokens were judged rightly and found."""
         guesses, logits_BL, replaced_BL = logits
         real_BL = (batch["segment"] > 0).astype(jnp.float32)
         wrong, tokens = sigmoid_binary_cross_entropy(logits_BL[..., None], replaced_BL[..., None], real_BL)
         guessed = guesses.cross_entropy(batch["label"], batch["weight"])
-        surprise, hidden = guessed["loss"]
         said_BL = (logits_BL > 0) * real_BL
         found, said, all_replaced = (said_BL * replaced_BL).sum(), said_BL.sum(), (replaced_BL * real_BL).sum()
         right = tokens - said - all_replaced + 2 * found
         return {
-            "loss": (self.weight * wrong + surprise * tokens / jnp.maximum(hidden, 1), tokens),
             "detection_loss": (wrong, tokens),
             "accuracy": (right, tokens),
             "marked": (said, tokens),
@@ -125,4 +131,4 @@ class Detection(MaskedLm):
         }
 
     def meter(self) -> DetectionMeter:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return DetectionMeter()
+        return DetectionMeter(self.shares)

@@ -188,7 +188,7 @@ class Distill:
 
     def _distance(self, ours: Any, theirs: Any, kernels: Any, batch: Mapping[str, jax.Array]) -> Any:
         """Over the tokens of all texts, summed over pairs of layers."""
-        real_BL = (batch["segment"] > 0).astype(jnp.float32)
+        real_BL = _real(batch)
         total, weight = jnp.zeros((), jnp.float32), real_BL.sum()
         for i, (one, other) in enumerate(self.pairs):
             x_BLD = ours[one] if kernels is None else projection.project(kernels[i], ours[one])
@@ -197,20 +197,23 @@ class Distill:
 
     # ---- the loss ----
 
+    @property
+    def shares(self) -> dict[str, float]:
+        hidden = {"hidden_loss": self.hidden} if self.hidden else {}
+        return {"hard_loss": 1 - self.alpha, "soft_loss": self.alpha} | hidden
+
+    def weights(self, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        labelled, tokens = batch["weight"].sum(), _real(batch).sum()
+        return {"hard_loss": labelled, "soft_loss": labelled, "hidden_loss": tokens}
+
     def loss(self, logits: Any, batch: Mapping[str, jax.Array]) -> Sums:
-        """The task's sums, and beside them hard_loss, soft_loss and hidden_loss, which "loss" is made of."""
+        """The task's sums; where a teacher was asked hard_loss instead of "loss", soft_loss and hidden_loss."""
         if not isinstance(logits, Lesson):
             return self.task.loss(logits, batch)
         sums = self.task.loss(logits.student, batch)
-        hard, weight = sums["loss"]
-        parts = {"soft_loss": self._soft(logits.student, logits.teacher, batch["weight"])}
-        shares = {"soft_loss": self.alpha}
-        if logits.hidden is not None:
-            parts["hidden_loss"], shares["hidden_loss"] = logits.hidden, self.hidden
-        total = (1 - self.alpha) * hard
-        for name, (part, count) in parts.items():
-            total += shares[name] * part * weight / jnp.maximum(count, 1)
-        return sums | parts | {"hard_loss": (hard, weight), "loss": (total, weight)}
+        sums["hard_loss"] = sums.pop("loss")
+        sums["soft_loss"] = self._soft(logits.student, logits.teacher, batch["weight"])
+        return sums if logits.hidden is None else sums | {"hidden_loss": logits.hidden}
 
     def _soft(self, student: Any, teacher: Any, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         kind, T = KINDS[self.of["name"]], self.temperature
@@ -221,3 +224,8 @@ class Distill:
             return squared_error(student[..., 0], jax.lax.stop_gradient(teacher[..., 0]), weights)
         compare = distance.divergence if kind == "classes" else distance.binary_divergence
         return compare(student, teacher, weights, T)
+
+
+def _real(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """1 where there is a token, [B, L]."""
+    return (batch["segment"] > 0).astype(jnp.float32)

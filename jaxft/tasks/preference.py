@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxft.layers import preference
 from jaxft.layers.head import tokens_of_segments
-from jaxft.metrics.preference import PreferenceMeter
+from jaxft.metrics.preference import BaselineMeter, PreferenceMeter
 from jaxft.registry import BadRow, UserError
 from jaxft.tasks import Example
 from jaxft.tasks.conversation import ASSISTANT, USER, Conversations, Messages, one_of
@@ -29,7 +30,9 @@ class Preference(Conversations):
 
     A prompt or response is a text, a message or a list of messages of the dialect.
     objective: "dpo", "ipo", "orpo" (without a reference), or "kto", which takes single responses, and the two of a pair
-    for such. beta: how much it costs to leave the reference; of "orpo" the weight of the odds ratio.
+    for such; with train.accumulate its baseline is that of a micro-batch, since it needs the answers of the network
+    before its loss, and in scores that of a split. beta: how much it costs to leave the reference; of "orpo" the weight
+    of the odds ratio.
     smoothing: of "dpo", the probability that a pair is the wrong way round. desirable, undesirable: weights of good and
     other responses, of "kto"; 1.0 else. metric: the score that picks the best checkpoint.
     """
@@ -142,12 +145,18 @@ class Preference(Conversations):
 
         Right is a pair whose chosen response has the higher reward; of "kto" a response on its side of the baseline.
         """
-        policy_BS, kind_BS = self.log_likelihoods(logits, batch), batch["kind"]
+        return self._sums(self._ratio(logits, batch), batch["kind"])
+
+    def _ratio(self, logits: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """log(policy / reference) of each response, [B, S]; in the mean of its tokens where the objective has it so."""
+        policy_BS = self.log_likelihoods(logits, batch)
         if self.objective in ("ipo", "orpo"):
             tokens_BS = jnp.maximum(_of_segments(batch["weight"], batch), 1)
         else:
             tokens_BS = jnp.ones_like(policy_BS)
-        ratio_BS = (policy_BS - batch["reference"]) / tokens_BS if self.needs_reference else policy_BS / tokens_BS
+        return (policy_BS - batch["reference"]) / tokens_BS if self.needs_reference else policy_BS / tokens_BS
+
+    def _sums(self, ratio_BS: jax.Array, kind_BS: jax.Array) -> Sums:
         sums = (self._of_single if self.objective == "kto" else self._of_pairs)(ratio_BS, kind_BS)
         reward_BS = jax.lax.stop_gradient(self.beta * ratio_BS)
         for name, kind in (("chosen_reward", GOOD), ("rejected_reward", BAD)):
@@ -179,11 +188,14 @@ class Preference(Conversations):
         return {"loss": (jnp.where(counts_BS, loss_BS, 0).sum(), count), "accuracy": (right, count)}
 
     def seen(self, logits: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """What the host is given to score: the sums say it all."""
-        return {}
+        """What the host is given to score: the sums say it all, but of "kto", whose baseline is that of a split."""
+        return {"ratio": self._ratio(logits, batch), "kind": batch["kind"]} if self.objective == "kto" else {}
 
     def meter(self) -> PreferenceMeter:
-        return PreferenceMeter()
+        return BaselineMeter(self._of_split) if self.objective == "kto" else PreferenceMeter()
+
+    def _of_split(self, ratio_X: np.ndarray, kind_X: np.ndarray) -> Sums:
+        return jax.device_get(self._sums(jnp.asarray(ratio_X)[None], jnp.asarray(kind_X)[None]))
 
 
 def _answer(turns: Messages, column: str) -> dict[str, Any]:

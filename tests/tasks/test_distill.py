@@ -15,6 +15,7 @@ from jaxft import build, companions, sharding
 from jaxft.data.source import Split
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save as hf_save
+from jaxft.layers.loss import combined
 from jaxft.models import bert, distilbert, gpt2
 from jaxft.registry import UserError
 from jaxft.tasks.distill import Distill
@@ -67,7 +68,8 @@ def pair(folder, made, student, teacher, on=None, labels=CLASSES):
 def loss_of(made, net, params, given, batch, key=None):
     with net.tracing():
         lesson, _ = made.forward(net, params, given, batch, key)
-        return made.loss(lesson, batch)
+        sums = made.loss(lesson, batch)
+        return sums | {"loss": combined(sums, made.shares, made.weights(batch))}
 
 
 def whole(batch):
@@ -198,6 +200,20 @@ def test_multilabel_and_regression_have_soft_targets_of_their_own():
     number = {"name": "regression", "text": "t", "pair": "", "label": "l", "metric": ""}
     total, weight = task(of=number)._soft(jnp.asarray(student[..., :1]), dirty[..., :1], jnp.asarray(weights))
     np.testing.assert_allclose(total / weight, np.square(student - teacher)[..., 0][weights > 0].mean(), **TOLERANCE)
+
+
+def test_micro_batches_add_up_to_the_loss_and_the_gradient_of_the_whole_batch(tmp_path):
+    """Of each micro-batch the labels are another share of the tokens."""
+    pytest.importorskip("torch", reason="the folder is made with transformers")
+    made, batch = task(hidden=1.0, layers=("1:1",)), tiny.batch(8)
+    still = {"dropout": 0.0, "attention_dropout": 0.0}
+    ours, theirs = (bert.Config(**{**vars(bert.TINY), **still, "d_model": width}) for width in (32, 48))
+    net, params, given, *_ = pair(tmp_path, made, (bert, ours), (bert, theirs))
+    shares = batch["weight"].sum(1) / (batch["segment"] > 0).sum(1)
+    assert shares.max() > 1.1 * shares.min()
+    (whole, once), (parts, four) = (tiny.descended(net, made, params, batch, given, accumulate=n) for n in (1, 4))
+    assert parts == pytest.approx(whole, rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), four, once)
 
 
 def test_on_a_mesh_it_is_what_one_device_computes(tmp_path):

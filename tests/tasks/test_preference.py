@@ -120,7 +120,7 @@ D = 8
 
 
 def scored(inputs, rows):
-    """(sums of a batch of random vectors, their gradient, the vectors and a table, the batch)."""
+    """((sums, seen) of a batch of random vectors, the loss's gradient, the vectors and a table, the batch)."""
     reference = {name: np.linspace(-9, -3, len(held.lengths), dtype=np.float32) for name, held in inputs.caches.items()}
     batch = next(iter(type(inputs)(**{**vars(inputs), "reference": reference}).eval_batches("train", rows, 0, 1)))
     rng = np.random.default_rng(0)
@@ -129,11 +129,12 @@ def scored(inputs, rows):
     table_VD = jnp.asarray(rng.normal(size=(vocab, D)), jnp.float32)
 
     def loss(x_BLD):
-        sums = inputs.task.loss(VocabLogits(x_BLD, table_VD, None, 0.0, vocab), batch)
-        return sums["loss"][0], sums
+        logits = VocabLogits(x_BLD, table_VD, None, 0.0, vocab)
+        sums = inputs.task.loss(logits, batch)
+        return sums["loss"][0], (sums, inputs.task.seen(logits, batch))
 
-    gradient, sums = jax.jit(jax.grad(loss, has_aux=True))(x_BLD)
-    return sums, gradient, (x_BLD, table_VD), batch
+    gradient, (sums, seen) = jax.jit(jax.grad(loss, has_aux=True))(x_BLD)
+    return jax.device_get((sums, seen)), gradient, (x_BLD, table_VD), batch
 
 
 def by_hand(given, batch):
@@ -175,7 +176,7 @@ def test_the_loss_of_a_packed_batch_and_its_gradient_are_those_of_torch(options,
     torch = pytest.importorskip("torch", reason="torch is the reference here")
     weights = {"desirable": 2.0} if options.get("objective") == "kto" else {}
     inputs = prepared(tmp_path, SINGLES if "label" in options else ROWS, **options, **weights)
-    sums, gradient, given, batch = scored(inputs, rows=3)
+    (sums, seen), gradient, given, batch = scored(inputs, rows=3)
     tensors = [torch.tensor(np.asarray(x)) for x in given]
     tensors[0].requires_grad_(True)
     found = by_hand(tensors, batch)
@@ -197,8 +198,24 @@ def test_the_loss_of_a_packed_batch_and_its_gradient_are_those_of_torch(options,
         rewards, rel=1e-4
     )
     meter = inputs.task.meter()
-    meter.update(jax.device_get(sums), {})
+    meter.update(sums, seen)
     assert meter.result()["margin"] == pytest.approx(rewards[1] - rewards[0], rel=1e-3)
+    assert meter.result()["loss"] == pytest.approx(float(sums["loss"][0]) / count)
+
+
+def test_the_scores_of_kto_are_those_of_a_split_however_many_batches_it_comes_in(tmp_path):
+    """Whose baselines differ."""
+    inputs = prepared(tmp_path, SINGLES, **SINGLE)
+    (_, seen), *_ = scored(inputs, rows=3)
+    seen["ratio"] = seen["ratio"] - seen["ratio"][seen["kind"] == 2].mean()  # one baseline is above 0 and one below
+    whole, parts = inputs.task.meter(), inputs.task.meter()
+    whole.update({}, seen)
+    used = [row for row in range(3) if (seen["kind"][row] >= 0).any()]
+    for row in used:
+        parts.update({}, {name: array[row : row + 1] for name, array in seen.items()})
+    assert parts.report() == pytest.approx(whole.report()) and whole.report()["examples"] == 3
+    others = [seen["ratio"][row][seen["kind"][row] == 2].mean() for row in used]
+    assert len({max(other, 0) for other in others}) > 1, "else it would prove nothing"
 
 
 def test_only_the_response_is_scored_and_a_group_shares_a_row(tmp_path):
