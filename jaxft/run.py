@@ -151,10 +151,10 @@ class Run:
             max(1.0, every(config.train.log_every, "train.log_every", total=total)),
             count(config.schedule["warmup"], "schedule.warmup", total=total),
         )
-        examples = len(self.inputs.lengths) / rows * config.train.batch
-        self.say(
-            f"steps: {total:,} of {config.train.batch} rows (about {examples:.0f} examples); {per_epoch:.1f} an epoch"
-        )
+        examples = self.inputs.examples_to_train / rows * config.train.batch
+        each, pieces = len(self.inputs.lengths) / self.inputs.examples_to_train, inputs.PIECES.get(self.task.reads)
+        what = f"{examples:.0f} examples" + (f" of {each:.1f} {pieces} each" if pieces else "")
+        self.say(f"steps: {total:,} of {config.train.batch} rows (about {what}); {per_epoch:.1f} an epoch")
         return cadence
 
     def _network(self, head: str, outputs: int, hf_folder: Path | None, **given: Any) -> build.Network:

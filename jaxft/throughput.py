@@ -22,7 +22,7 @@ class Throughput:
     def __init__(self, run: Any):
         lengths, rows = run.inputs.lengths, run.inputs.rows("train")
         batch = run.config.train.batch
-        self.examples_per_step = len(lengths) / rows * batch
+        self.examples_per_step = run.inputs.examples_to_train / rows * batch
         self.tokens_per_step = float(lengths.sum()) / rows * batch
         self.flops_per_token = _flops(run.net, run.inputs.attended, run.task.read)
         for beside in run.net.companions.values():  # who only answers goes forward alone, a third of the work

@@ -26,6 +26,9 @@ INPUTS = {
     "seq2seq": "jaxft.inputs.seq2seq",
 }
 
+# What the several pieces of an example are called, of the kinds where it may have several.
+PIECES = {"groups": "texts", "responses": "responses", "vectors": "texts", "windows": "windows"}
+
 
 def reads(family: Any) -> tuple[str, ...]:
     """What a family of models can read, keys of INPUTS; the first is what its classifiers read."""

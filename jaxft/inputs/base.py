@@ -41,7 +41,12 @@ class Inputs(abc.ABC):
     @property
     @abc.abstractmethod
     def lengths(self) -> np.ndarray:
-        """Tokens of each training example, int64 [X]."""
+        """Tokens of each training example, or piece of one, int64 [X]."""
+
+    @property
+    def examples_to_train(self) -> int:
+        """How many there are, each with all of its pieces (inputs.PIECES)."""
+        return len(self.lengths)
 
     @abc.abstractmethod
     def rows(self, split: str) -> int:
@@ -80,7 +85,7 @@ class Inputs(abc.ABC):
     def places(self, batch: Batch) -> list[str]:
         """Where the examples of a training batch were read: "train.jsonl:17"."""
         rows = self.caches["train"].row[batch["example"][batch["example"] >= 0]]
-        return [self.splits["train"].where(int(row)) for row in rows]
+        return [self.splits["train"].where(row) for row in dict.fromkeys(rows.tolist())]  # each with all its pieces
 
 
 class Examples(Sequence[Any]):

@@ -29,7 +29,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     def cache_of(split: Any) -> Any:
         return text.cache_of(task, encoder, TextEncoder.encode, split, length, config.input.on_bad)
 
-    caches, made = text.packed(config, dataset, cache_of, say, plans_of=plans)
+    caches, made = text.packed(config, dataset, cache_of, say, plans_of=plans, pieces="groups")
     longest = row_length(length, caches)
     say(f"rows of {longest} tokens, with room for {longest // length} texts of {length} each")
     return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, longest, made)

@@ -84,6 +84,7 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         say,
         "tokens of responses",
         plans_of=groups.plans,
+        pieces="responses",
     )
     kinds = {name: _kinds(task, splits[name], held) for name, held in caches.items()}
     length = groups.row_length(config.input.length, caches)
@@ -183,6 +184,8 @@ def _needed(ahead: list[int], keys: Sequence[Key]) -> list[int]:
         if len(seconds) < 2 and len(firsts) < 2 and keys[one][1] not in seconds:
             kept.append(one)
     return kept[:5]
+
+
 class Responses(NamedTuple):
     """Those of a row, as Reader holds them until their batch is made."""
 

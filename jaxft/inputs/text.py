@@ -13,7 +13,7 @@ from jaxft.data import pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.data.source import quoted
 from jaxft.hf import tokenizer, trainers
-from jaxft.inputs import base
+from jaxft.inputs import PIECES, base
 from jaxft.inputs.base import Inputs, Say, kept, read
 from jaxft.registry import BadRow, UserError, check_name, lookup
 
@@ -50,6 +50,10 @@ class TextInputs(Tokenized):
     @property
     def lengths(self) -> np.ndarray:
         return self.caches["train"].lengths
+
+    @property
+    def examples_to_train(self) -> int:
+        return len(self.caches["train"].begins) - 1
 
     def rows(self, split: str) -> int:
         return self.plans[split].rows
@@ -122,15 +126,20 @@ def packed(
     say: Say,
     what: str = "words",
     plans_of: Callable[[Config, dict[str, Any]], dict[str, Any]] = _plans,
+    pieces: str = "",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(caches, plans) of all splits, whose numbers are said; `what` has labels where tokens have them."""
+    """(caches, plans) of all splits, whose numbers are said; `what` has labels where tokens have them.
+
+    pieces: what is cut where rows have several, a key of inputs.PIECES.
+    """
     caches = {name: cache_of(split) for name, split in dataset.splits.items()}
     plans = plans_of(config, caches)
+    cut = f" {PIECES[pieces]} cut" if pieces else " cut"
     for name, plan in plans.items():
         counts = caches[name].counts
         say(
             f"{name}: {kept(counts)}"
-            + (f", {counts['truncated']:,} cut to {config.input.length} tokens" if counts["truncated"] else "")
+            + (f", {counts['truncated']:,}{cut} to {config.input.length} tokens" if counts["truncated"] else "")
             + (f", {counts['lost']:,} {what} lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )

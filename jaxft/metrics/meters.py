@@ -40,10 +40,14 @@ class Meter(abc.ABC):
 
 
 class ShareMeter(Meter):
-    """Of tasks whose loss says all: means of its sums, called `metrics`; an example counts once."""
+    """Of tasks whose loss says all: means of its sums, called `metrics`; an example counts once.
 
-    def __init__(self, metrics: tuple[str, ...]):
+    unit: what the report calls the examples, such as "questions".
+    """
+
+    def __init__(self, metrics: tuple[str, ...], unit: str):
         super().__init__()
+        self.unit = unit
         self.sums = {name: np.zeros(2) for name in metrics if name != "loss"}
 
     def update(self, sums: Mapping[str, Any], seen: Mapping[str, np.ndarray]) -> None:
@@ -58,7 +62,7 @@ class ShareMeter(Meter):
         return {"loss": self.loss} | {name: float(total / weight) for name, (total, weight) in self.sums.items()}
 
     def report(self) -> dict[str, Any]:
-        return {"examples": self.examples, **self.result()}
+        return {self.unit: self.examples, **self.result()}
 
     def table(self) -> str:
         return table.scores(self.report())

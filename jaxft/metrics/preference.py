@@ -12,10 +12,11 @@ REWARDS = ("chosen_reward", "rejected_reward")
 
 
 class PreferenceMeter(Meter):
-    """`examples` are pairs, or single responses."""
+    """unit: what the report calls what was judged, "pairs" or "responses"."""
 
-    def __init__(self) -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__()
+        self.unit = unit
         self.right = 0.0
         self.rewards = {name: np.zeros(2) for name in REWARDS}
 
@@ -37,7 +38,7 @@ class PreferenceMeter(Meter):
         return {"loss": self.loss, "accuracy": self.right / self.weight, "margin": margin, **mean}
 
     def report(self) -> dict[str, Any]:
-        return {"examples": self.examples, **self.result()}
+        return {self.unit: self.examples, **self.result()}
 
     def table(self) -> str:
         return table.scores(self.report())
@@ -50,7 +51,7 @@ class BaselineMeter(PreferenceMeter):
     """
 
     def __init__(self, sums: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]]):
-        super().__init__()
+        super().__init__("responses")
         self.sums = sums
         self.ratios: list[np.ndarray] = []
         self.kinds: list[np.ndarray] = []
@@ -62,7 +63,7 @@ class BaselineMeter(PreferenceMeter):
 
     @property
     def _whole(self) -> PreferenceMeter:
-        meter = PreferenceMeter()
+        meter = PreferenceMeter(self.unit)
         meter.update(self.sums(np.concatenate(self.ratios), np.concatenate(self.kinds)), {})
         return meter
 

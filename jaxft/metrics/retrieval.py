@@ -85,7 +85,7 @@ class RetrievalMeter(Meter):
 
     def report(self) -> dict[str, Any]:
         passages = len(np.unique(np.concatenate(self.texts)))
-        return {"examples": self.examples, "passages": passages, **self.result()}
+        return {"queries": self.examples, "passages": passages, **self.result()}
 
     def table(self) -> str:
         return table.scores(self.report())

@@ -116,7 +116,7 @@ class MultipleChoice(Classless):
         return logits_BSC
 
     def meter(self) -> ShareMeter:
-        return ShareMeter(self.metrics)
+        return ShareMeter(self.metrics, "questions")
 
     def predictions(self, logits: Sequence[np.ndarray], rows: Sequence[Row]) -> list[dict[str, Any]]:
         """logits [choices, 1] of each row -> [{choice (counted from 0), text, probabilities}]."""

@@ -192,7 +192,7 @@ class Preference(Conversations):
         return {"ratio": self._ratio(logits, batch), "kind": batch["kind"]} if self.objective == "kto" else {}
 
     def meter(self) -> PreferenceMeter:
-        return BaselineMeter(self._of_split) if self.objective == "kto" else PreferenceMeter()
+        return BaselineMeter(self._of_split) if self.objective == "kto" else PreferenceMeter("pairs")
 
     def _of_split(self, ratio_X: np.ndarray, kind_X: np.ndarray) -> Sums:
         return jax.device_get(self._sums(jnp.asarray(ratio_X)[None], jnp.asarray(kind_X)[None]))

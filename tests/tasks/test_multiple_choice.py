@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,8 @@ def run(tmp_path_factory):
     flags += ["--config.optim.lr=3e-3", "--config.train.duration=40 steps", "--config.evaluate.every=20"]
     done = program("main", "--config=configs/choice.py:files", *TINY, *flags, f"--workdir={folder / 'run'}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"rows of {4 * LENGTH} tokens" in done.stdout and "cut to 32 tokens" in done.stdout
+    assert f"rows of {4 * LENGTH} tokens" in done.stdout and "texts cut to 32 tokens" in done.stdout
+    assert re.search(r"about \d+ examples of [23]\.\d texts each", done.stdout), "questions, and their choices"
     return folder / "run"
 
 
@@ -136,7 +138,7 @@ def test_the_report_has_the_scores_of_the_exported_folder_in_transformers(run):
     assert report["accuracy"] == np.mean([x.argmax() == row["label"] for x, row in zip(logits, rows, strict=True)])
     losses = [np.log(np.exp(x).sum()) - x[row["label"]] for x, row in zip(logits, rows, strict=True)]
     assert report["loss"] == pytest.approx(np.mean(losses), abs=TOLERANCE)
-    assert report["details"]["examples"] == 40
+    assert report["details"]["questions"] == 40
     assert "pipeline_tag: multiple-choice" in (run / "hf" / "README.md").read_text()
 
 

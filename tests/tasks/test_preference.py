@@ -213,7 +213,7 @@ def test_the_scores_of_kto_are_those_of_a_split_however_many_batches_it_comes_in
     used = [row for row in range(3) if (seen["kind"][row] >= 0).any()]
     for row in used:
         parts.update({}, {name: array[row : row + 1] for name, array in seen.items()})
-    assert parts.report() == pytest.approx(whole.report()) and whole.report()["examples"] == 3
+    assert parts.report() == pytest.approx(whole.report()) and whole.report()["responses"] == 3
     others = [seen["ratio"][row][seen["kind"][row] == 2].mean() for row in used]
     assert len({max(other, 0) for other in others}) > 1, "else it would prove nothing"
 

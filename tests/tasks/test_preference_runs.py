@@ -99,7 +99,7 @@ def test_scores_are_those_of_transformers_for_the_export_and_the_weights_before(
     assert report["margin"] == pytest.approx(margin.mean(), abs=TOLERANCE)
     assert report["accuracy"] == pytest.approx((margin > 0).mean())
     assert report["chosen_reward"] == pytest.approx(0.1 * ratio[:, 0].mean(), abs=TOLERANCE)
-    assert report["details"]["examples"] == len(rows)
+    assert report["details"]["pairs"] == len(rows)
     assert report["loss"] < np.log(2) and report["accuracy"] > 0.9 and record(folder / "orpo")["accuracy"] > 0.9
 
 
@@ -111,7 +111,7 @@ def test_evaluate_scores_a_file_as_the_run_scored_its_split(name, folder, tmp_pa
     found, report = json.loads(output.read_text()), record(folder / name)
     for score in ("loss", "margin", "chosen_reward"):
         assert found[score] == pytest.approx(report[score], abs=TOLERANCE), score
-    assert found["accuracy"] == report["accuracy"] and found["details"]["examples"] == report["details"]["examples"]
+    assert found["accuracy"] == report["accuracy"] and found["details"]["pairs"] == report["details"]["pairs"]
     renamed = [{"p": row["prompt"], "c": row["rejected"], "r": row["chosen"]} for row in read_rows(data)]
     turned = write_rows(tmp_path / "turned.jsonl", renamed)
     here("evaluate", f"--run={folder / name}", f"--data={turned}", f"--output={output}", "--text=p,c,r")
