@@ -1,6 +1,6 @@
 """Multiple choice: the right one of several answers to a question, or endings of a text.
 
-python -m jaxft.main --config=configs/choice.py              the summary of a docstring, a small BERT from scratch
+python -m jaxft.main --config=configs/choice.py              the library of a docstring, a small BERT from scratch
 python -m jaxft.main --config=configs/choice.py:files --config.data.train=train.jsonl    google-bert/bert-base-uncased
     on your rows: a question, a list of choices, and the right one's text, letter or number (from 0); choices in columns
     of their own: --config.task.choices=a,b,c,d
@@ -17,9 +17,9 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"variant {arg!r} is not known; variants: {', '.join(filter(None, VARIANTS))}")
     c = ConfigDict()
     c.seed = 0
-    c.data = dict(name="summary_choices", data_dir="")  # data_dir "": a private cache folder
+    c.data = dict(name="library_choices", data_dir="")  # data_dir "": a private cache folder
     # length: the most tokens of a choice with its question. A row has room for all choices of `pack` such questions.
-    c.input = dict(length=96, pack=1, on_bad="stop")
+    c.input = dict(length=64, pack=1, on_bad="stop")
     c.tokenizer = dict(name="wordpiece", vocab=8192, lowercase=True)
     c.task = dict(name="multiple_choice", text="text", stem="", choices="choices", label="label", metric="")
     c.model = dict(
@@ -30,8 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
             d_model=128,
             d_ff=512,
             heads=4,
-            positions=96,
-            init_std=0.05,
+            positions=64,
+            init_std=0.09,
             dropout=0.0,
             attention_dropout=0.0,
         ),
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.schedule = dict(name="linear", warmup="6%", floor=0.0)
     c.train = dict(
         batch=16,
-        duration="5 epochs",
+        duration="2 epochs",
         accumulate=1,
         clip=1.0,
         layer_decay=1.0,

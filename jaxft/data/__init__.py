@@ -9,7 +9,7 @@ DATASETS = {
     "number_words": "jaxft.data.number_words:number_words",
     "pycode": "jaxft.data.pycode:pycode",
     "summaries": "jaxft.data.summaries:summaries",
-    "summary_choices": "jaxft.data.summary_choices:summary_choices",
+    "library_choices": "jaxft.data.library_choices:library_choices",
     "tfds": "jaxft.data.tfds:tfds",
     "files": "jaxft.data.files:files",
     "parallel": "jaxft.data.parallel:parallel",
