@@ -1,5 +1,7 @@
 """ELECTRA, pretrained or trained further on running text: which tokens did a small masked LM replace?
 
+The embedded run took 22 minutes of CPU time, from nothing, and is too short for the discriminator (docs/results.md).
+
 python -m jaxft.main --config=configs/electra.py            a small ELECTRA from scratch on docstrings, WordPiece
 python -m jaxft.main --config=configs/electra.py:files --config.data.train=train.jsonl    google/electra-small, both
     networks, on your texts: a document a row in the column "text" (jsonl, parquet, csv, tsv; txt: a document a line)

@@ -1,5 +1,7 @@
 """Vectors of texts: search by meaning (a query finds its passage), and how similar two texts are.
 
+The embedded run took ten minutes of CPU time, from nothing, and reached MRR@10 0.50 on test (docs/results.md).
+
 python -m jaxft.main --config=configs/retrieval.py           docstrings by their summaries, a small BERT from scratch
 python -m jaxft.main --config=configs/retrieval.py:files --config.data.train=train.jsonl
     sentence-transformers/all-MiniLM-L6-v2 on your rows: a text and the one that belongs to it; texts that seem to

@@ -9,6 +9,7 @@ import pytest
 
 from jaxft import runfolder, scoring, sharding, state
 from jaxft.config import parse
+from jaxft.layers.loss import combined
 from jaxft.optim import masks
 from jaxft.run import Run
 from jaxft.signals import StopSignals
@@ -17,9 +18,8 @@ from jaxft.train import train
 from tests import every_task, tiny
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # of sums and gradients in float32; never loosened
-# What depends on the whole batch: in retrieval a query's choice are the passages of all rows; in detection the mean
-# over the hidden tokens is weighed by all tokens.
-OF_THE_BATCH = {"retrieval": {"loss", "accuracy"}, "detection": {"loss"}}
+# What depends on the whole batch: in retrieval a query's choice are the passages of all rows.
+OF_THE_BATCH = {"retrieval": {"loss", "accuracy"}}
 
 
 class Built(Run):
@@ -60,6 +60,10 @@ def case(request, tmp_path_factory):
         patch.setattr(sharding, "make_mesh", lambda sizes: one)
         run = Built(parse(raw), where, (), lambda text: None, StopSignals())
     batch = next(iter(run.inputs.eval_batches("train", run.inputs.rows("train") + 1, 0, 1)))
+    shares = getattr(run.task, "shares", {})
+    weights = (
+        run.task.weights(scoring.to_device(batch, run.batch_sharding)) if shares else {}
+    )  # of the whole, as in a step
 
     @jax.jit
     def learn(params, batch):
@@ -67,6 +71,7 @@ def case(request, tmp_path_factory):
             with run.net.tracing():
                 logits, _ = state._forward(run.net, run.task, params, run.given, batch, jax.random.key(0))
                 sums = run.task.loss(logits, batch)
+                sums |= {"loss": combined(sums, shares, weights)} if shares else {}
                 return sums["loss"][0], sums
 
         gradient, sums = jax.grad(loss, has_aux=True)(params)
