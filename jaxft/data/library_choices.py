@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxft.data.docstrings import LIBRARIES, docstrings
+from jaxft.data.docstrings import docstrings
 from jaxft.data.source import Dataset, Split, fingerprint
 
 RELEASE = 1
@@ -18,17 +18,20 @@ def library_choices(*, data_dir: str) -> Dataset:
     cache folder.
     """
     whole = docstrings(data_dir=data_dir)
-    return Dataset("library_choices", {name: _split(name, split) for name, split in whole.splits.items()}, {})
+    libraries = whole.label_names["label"]
+    splits = {name: _split(name, split, libraries) for name, split in whole.splits.items()}
+    return Dataset("library_choices", splits, {})
 
 
-def _split(name: str, split: Split) -> Split:
+def _split(name: str, split: Split, libraries: Sequence[str]) -> Split:
     rng = random.Random(name)
-    rows = [_row(split.rows[i], sorted(LIBRARIES), rng) for i in range(len(split.rows))]
+    rows = [_row(split.rows[i], libraries, rng) for i in range(len(split.rows))]
     return Split(rows, fingerprint(of=split.fingerprint, release=RELEASE), lambda i: f"library_choices {name}:{i}")
 
 
 def _row(row: Mapping[str, Any], libraries: Sequence[str], rng: random.Random) -> dict[str, Any]:
-    choices = rng.sample([library for library in libraries if library != row["label"]], CHOICES - 1)
+    right = libraries[row["label"]]  # docstrings number their classes
+    choices = rng.sample([library for library in libraries if library != right], CHOICES - 1)
     label = rng.randrange(CHOICES)
-    choices.insert(label, row["label"])
+    choices.insert(label, right)
     return {"text": row["text"], "choices": choices, "label": label}
