@@ -15,6 +15,8 @@ from jaxft.run import Run
 from jaxft.signals import StopSignals
 from tests import program
 
+pytestmark = pytest.mark.slow
+
 LISTED = "checkpoint, data, evaluate, input, log, mesh, model, optim, schedule, seed, sharding, task, tokenizer, train"
 
 

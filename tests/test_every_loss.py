@@ -17,6 +17,8 @@ from jaxft.tasks import TASKS
 from jaxft.train import train
 from tests import every_task, tiny
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # of sums and gradients in float32; never loosened
 # What depends on the whole batch: in retrieval a query's choice are the passages of all rows.
 OF_THE_BATCH = {"retrieval": {"loss", "accuracy"}}

@@ -76,6 +76,7 @@ def random_ids(family):
     return np.random.default_rng(0).integers(1, family.TINY.vocab, (4, 9))
 
 
+@pytest.mark.slow
 def test_a_training_step_is_finite_and_lowers_the_loss(family):
     net = network(family)
     batch, labels_BS = inputs_of(family), jnp.asarray([[0], [1], [2], [1]])

@@ -1,6 +1,5 @@
 """A run of a task that a signal stops and the same command goes on with ends as an unbroken one, bit for bit."""
 
-import os
 import signal
 
 import pytest
@@ -11,9 +10,11 @@ from jaxft.signals import Stopped
 from jaxft.train import train
 from tests import every_task, program
 
+pytestmark = pytest.mark.slow
+
 STOP = 2  # the step that the signal comes in
 # Each reads its rows in a way of its own; cls is stopped, killed and damaged in test_faults.py.
-TASKS = ("chat", "multiple_choice", "retrieval")
+TASKS = ("chat", "detection", "multiple_choice", "retrieval", "seq2seq", "span_qa")
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -28,7 +29,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
     go("unbroken")
     steps = iter(range(1, every_task.STEPS + 1))
     with monkeypatch.context() as patch:  # looked at after each step
-        patch.setattr(Checkpoints, "check", lambda self: next(steps) == STOP and os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(Checkpoints, "check", lambda self: next(steps) == STOP and signal.raise_signal(signal.SIGTERM))
         with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {STOP}, saved in"):
             go("stopped")
     assert len((tmp_path / "stopped" / "batches.log").read_text().splitlines()) == STOP

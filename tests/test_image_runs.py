@@ -15,6 +15,8 @@ from tests import program
 from tests.hf import version4
 from tests.verbs_run import READER, here, read_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # float32; never loosened
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 SIDE = 12
@@ -105,7 +107,6 @@ print(json.dumps([transformers.__version__, logits.tolist()]))
 """
 
 
-@pytest.mark.slow
 def test_transformers_4_reads_the_export_alike(finished):
     pictures, done = finished
     version4.environment()

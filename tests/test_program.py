@@ -15,6 +15,8 @@ import pytest
 
 from tests.verbs_run import ROOT, TINY, environment, read_rows, reviews, train, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # float32; never loosened
 WANDB = importlib.util.find_spec("wandb") is not None
 

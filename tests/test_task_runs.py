@@ -8,6 +8,8 @@ import pytest
 
 from tests.verbs_run import READER, ROOT, WORDS, here, read_rows, reviews, train, transformers_logits, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # float32; never loosened
 STSB = ROOT.parent / "shared" / "data" / "stsb-en-zh" / "en-dev.tsv"
 

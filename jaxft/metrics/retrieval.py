@@ -10,6 +10,9 @@ from jaxft.metrics.meters import Meter
 
 TOP = 10
 AT_ONCE = 1024  # queries that are compared with all passages at once
+EQUAL = (
+    1e-6  # scores that differ by less, relative to the largest, do so by rounding: the product of equal rows differs
+)
 
 
 def mrr_10(ranks_Q: np.ndarray) -> float:
@@ -41,7 +44,7 @@ def ranks(queries_QD: np.ndarray, passages_PD: np.ndarray, own: Sequence[np.ndar
     for start in range(0, len(queries_QD), AT_ONCE):
         scores_QP = queries_QD[start : start + AT_ONCE] @ passages_PD.T
         for scores_P, mine in zip(scores_QP, own[start : start + AT_ONCE], strict=True):
-            best = scores_P[mine].max()
+            best = scores_P[mine].max() - EQUAL * np.abs(scores_P).max()
             above = (scores_P >= best).sum() - (scores_P[mine] >= best).sum()
             found.append(above + 1 if np.isfinite(best) else len(scores_P) + 1)
     return np.array(found)

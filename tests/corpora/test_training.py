@@ -10,6 +10,8 @@ from jaxft.registry import UserError
 from tests.corpora import made
 from tests.verbs_run import program
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "--config.input.length=32",
     "--config.model.scratch={'layers': 1, 'd_model': 16, 'd_ff': 32, 'heads': 2, 'positions': 32, "

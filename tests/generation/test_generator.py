@@ -11,6 +11,8 @@ from jaxft.hf.chat import Template
 from jaxft.registry import UserError
 from tests.generation import writer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["the café", "a cat sat on the mat; and then a dog", "x", "日本語", "of all the words"]
 
 

@@ -16,6 +16,8 @@ from tests import tiny
 from tests.hf import version4
 from tests.models import test_parity as parity
 
+pytestmark = pytest.mark.slow
+
 READ = """
 import inspect, json, sys
 import numpy as np, torch, transformers
@@ -75,7 +77,6 @@ def exported(tmp_path_factory):
     return cases
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", parity.CASES, ids=lambda case: "-".join(filter(None, case)))
 def test_transformers_4_computes_what_we_do(which, exported):
     case = exported[which]

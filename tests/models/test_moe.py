@@ -18,6 +18,8 @@ from tests import tiny
 from tests.hf.test_every_export import random_parameters
 from tests.models.test_parity import batch_of, texts
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = (mixtral, qwen3_moe)
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32; never loosened
 
@@ -41,7 +43,6 @@ def sums(net, params, batch):
     return with_losses(logits.cross_entropy(labels, jnp.ones(labels.shape)), own)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [dict(expert=4, data=2), dict(expert=2, tensor=2, fsdp=2)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.MODEL_TYPE)
 def test_loss_and_gradients_with_experts_shared_out_are_those_of_one_device(family, sizes):

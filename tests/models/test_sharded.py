@@ -15,6 +15,8 @@ from tests import tiny
 from tests.hf.test_every_export import random_parameters
 from tests.models.test_parity import ANSWERS, FAMILIES, batch_of, outputs, texts
 
+pytestmark = pytest.mark.slow
+
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32; never loosened
 
@@ -38,7 +40,6 @@ def batch(family):
     return batch_of([[one], [two, three], [two], [three, two]], length=40)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_loss_and_gradients_under_data_fsdp_and_tensor_sharding_are_those_of_one_device(name):
     family = FAMILIES[name]

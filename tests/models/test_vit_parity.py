@@ -21,6 +21,8 @@ from jaxft.registry import UserError
 from tests import tiny
 from tests.hf import version4
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 OUTPUTS, ROWS = 5, 3
 CASES = {"": vit.TINY, **vit.VARIANTS}
@@ -142,7 +144,6 @@ print(json.dumps(transformers.__version__))
 """
 
 
-@pytest.mark.slow
 def test_transformers_4_computes_what_we_do(case, tmp_path):
     version4.environment()
     np.save(export(case, tmp_path) / "pixels.npy", case.batch["pixels"].transpose(0, 3, 1, 2).copy())

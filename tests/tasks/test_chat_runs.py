@@ -9,6 +9,8 @@ import pytest
 from jaxft.registry import UserError
 from tests.verbs_run import READER, here, program, read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of a mean loss in float32; never loosened
 ANSWERS = {"sun": "It is hot.", "ice": "It is cold.", "sea": "It is wet."}
 FLAGS = (

@@ -25,6 +25,8 @@ from tests.hf.test_every_export import random_parameters
 from tests.tasks.test_language_models import SMALL
 from tests.verbs_run import READER, here, program, reviews, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32; never loosened
 LENGTH, ROWS, MASK = 32, 8, 4
 EIGHT = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -23,6 +23,8 @@ from tests import tiny
 from tests.hf.test_every_export import random_parameters
 from tests.verbs_run import READER, TINY, here, program, reviews, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32; never loosened
 CLS = {"name": "cls", "text": "text", "pair": "", "label": "label", "smoothing": 0.0, "metric": ""}
 CLASSES = ("a", "b", "c")

@@ -9,6 +9,8 @@ import pytest
 
 from tests.verbs_run import READER, here, program, reviews, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 2e-5  # of a mean loss; float32; never loosened
 LENGTH = 32
 POSITIONS = f"--config.model.scratch.positions={LENGTH}"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.verbs_run import here, program, read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 2e-5  # of a mean loss in float32; never loosened
 LENGTH = 32
 FLAGS = (

@@ -11,6 +11,8 @@ from jaxft.registry import UserError
 from tests import every_task
 from tests.verbs_run import READER, here, program, read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 32
 FLAGS = (
     "--config.data.numbers=150",

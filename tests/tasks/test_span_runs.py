@@ -12,6 +12,8 @@ from jaxft.metrics import squad
 from jaxft.registry import UserError
 from tests.verbs_run import READER, TINY, here, program, read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # of a mean loss in float32; never loosened
 LENGTH, QUESTION, STRIDE, LONGEST = 32, 4, 8, 4
 VALUES = {"colour": ("red", "dark blue", "green"), "animal": ("cat", "wild dog"), "city": ("Rome", "Oslo", "New York")}
