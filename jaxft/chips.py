@@ -11,7 +11,7 @@ PEAK = {
     r"TPU v5 lite|TPU v5e": 197e12,
     r"TPU v5|TPU v5p": 459e12,
     r"TPU v6 lite|TPU v6e": 918e12,
-    r"TPU7x": 2307e12,
+    r"TPU7x": 2307e12 / 2,  # of the chip; each of its two halves is a device
     r"NVIDIA H100 80GB HBM3": 989e12,  # SXM
     r"NVIDIA H100 PCIe": 756e12,
     r"NVIDIA H100 NVL": 835e12,

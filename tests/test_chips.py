@@ -25,7 +25,7 @@ KINDS = {
     "TPU v5 lite": 197e12,
     "TPU v5e": 197e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 2307e12 / 2,
 }
 
 

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from jaxft.tasks import task_from_hf
 from tests.verbs_run import READER, ROOT, WORDS, here, read_rows, reviews, train, transformers_logits, write_rows
 
 pytestmark = pytest.mark.slow
@@ -87,6 +88,10 @@ def test_the_export_gives_transformers_the_logits_that_predict_uses(finished, tm
     assert f"verified: logits read by {READER}" in capsys.readouterr().out
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["problem_type"] == CASES[task][2]
+    if task == "multilabel":
+        assert task_from_hf(config).threshold == 0.4, (
+            "predict of the folder uses the threshold that the run was scored with"
+        )
     here("predict", f"--run={run}", f"--input={source}", f"--output={tmp_path / 'out'}")
     rows = read_rows(tmp_path / "out")
     logits_XC = transformers_logits(tmp_path / "hf", *texts_of(task, rows))

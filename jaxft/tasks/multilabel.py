@@ -135,7 +135,8 @@ class Multilabel(TextTask):
         ]
 
     def hf_config(self) -> dict[str, Any]:
-        return labels.to_hf(self.classes, "multi_label_classification")
+        own = {"task_specific_params": {"multilabel": {"threshold": self.threshold}}}
+        return labels.to_hf(self.classes, "multi_label_classification") | own
 
     @classmethod
     def from_hf(
