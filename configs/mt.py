@@ -124,5 +124,5 @@ def scratch(c: ConfigDict) -> None:
     c.tokenizer.vocab = 8000
     c.model.scratch.update(layers=3, decoder_layers=3, d_model=256, d_ff=512, heads=4, head_dim=64, dropout=0.2)
     c.optim.update(lr=2e-3)
-    c.train.update(duration="15 epochs")
+    c.train.update(batch=4, duration="15 epochs")
     c.evaluate.every = c.checkpoint.every = "3 epochs"
