@@ -10,6 +10,7 @@ from jaxft.optim import OPTIMIZERS, masks
 from jaxft.registry import UserError, call
 
 OPTIONS = {
+    "adafactor": {"lr": 0.1, "decay": 0.8, "clip": 1.0, "relative": False, "momentum": 0.0, "weight_decay": 0.01},
     "adamw": {"lr": 0.1, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.01},
     "lion": {"lr": 0.03, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01},
     "sgd": {"lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01},

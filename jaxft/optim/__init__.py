@@ -5,6 +5,7 @@ An optimizer is a function of its config options and of three things the program
 """
 
 OPTIMIZERS = {
+    "adafactor": "jaxft.optim.adafactor:adafactor",
     "adamw": "jaxft.optim.adamw:adamw",
     "lion": "jaxft.optim.lion:lion",
     "sgd": "jaxft.optim.sgd:sgd",

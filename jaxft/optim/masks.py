@@ -116,7 +116,7 @@ def layerwise(params: Tree, decay: float) -> Tree:
     if not 0 < decay < 1:
         raise UserError(f"train.layer_decay={decay} must be above 0 and at most 1 (1: off)")
     leaves, structure = jax.tree.flatten(params)
-    depths = [leaf.shape[0] for path, leaf in zip(paths(params), leaves, strict=True) if _stacked(path)]
+    depths = [leaf.shape[0] for path, leaf in zip(paths(params), leaves, strict=True) if stacked(path)]
     if not depths:
         raise UserError(f"train.layer_decay={decay}: this model has no trainable blocks; set it to 1 (off)")
 
@@ -124,7 +124,7 @@ def layerwise(params: Tree, decay: float) -> Tree:
     lowest = below + any(path.startswith(FIRST) for path in paths(params))
 
     def multiplier(path: str, leaf: Any) -> Any:
-        if _stacked(path):
+        if stacked(path):
             n = leaf.shape[0]
             return np.power(np.float32(decay), np.arange(n, 0, -1, dtype=np.float32)).reshape(
                 n, *(1,) * (leaf.ndim - 1)
@@ -136,5 +136,5 @@ def layerwise(params: Tree, decay: float) -> Tree:
     return jax.tree.unflatten(structure, [multiplier(*item) for item in zip(paths(params), leaves, strict=True)])
 
 
-def _stacked(path: str) -> bool:
+def stacked(path: str) -> bool:
     return "blocks" in path.split("/")

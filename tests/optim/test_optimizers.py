@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft.optim import masks
+from jaxft.optim.adafactor import adafactor
 from jaxft.optim.adamw import adamw
 from jaxft.optim.lion import lion
 from jaxft.optim.schedules import linear
@@ -117,6 +119,45 @@ def test_adamw_equals_torch_with_groups_and_a_rate_per_layer():
         expected = tensor.detach().numpy()
         actual = flat[path][i] if path.startswith("blocks") else flat[path]
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_adafactor_equals_transformers_layer_by_layer():
+    """Of stacked layers every one has its own statistics, whose means a stack must not share."""
+    torch = pytest.importorskip("torch", reason="transformers' Adafactor is the reference here")
+    from transformers.optimization import Adafactor
+
+    rng = np.random.default_rng(0)
+    shapes = {
+        "head/kernel": (130, 128),
+        "blocks/kernel": (2, 128, 140),
+        "blocks/bias": (2, 8),
+        "decoder/blocks/k": (3, 5),
+    }
+    arrays = {path: rng.normal(size=shape, scale=[0.1, 3, 9][len(path) % 3]) for path, shape in shapes.items()}
+    tree = unflatten_dict({path: jnp.asarray(array, jnp.float32) for path, array in arrays.items()}, sep="/")
+    tx = adafactor(lr=0.02, decay=0.8, clip=1.0, relative=True, momentum=0.0, weight_decay=0.0, **given(tree))
+    tensors = {
+        (path, i): torch.nn.Parameter(torch.tensor(np.float32(part)))
+        for path, array in arrays.items()
+        for i, part in enumerate(array if "blocks" in path else [array])
+    }
+    theirs = Adafactor(tensors.values(), lr=1.0, scale_parameter=True, relative_step=False, warmup_init=False)
+    state, update = tx.init(tree), jax.jit(tx.update)
+    for step in range(6):
+        grads = {path: np.float32(rng.normal(size=a.shape) * (1 + 9 * (step == 3))) for path, a in arrays.items()}
+        updates, state = update(unflatten_dict(grads, sep="/"), state, tree, step=jnp.int32(step))
+        tree = optax.apply_updates(tree, updates)
+        for (path, i), tensor in tensors.items():
+            tensor.grad = torch.tensor(grads[path][i] if "blocks" in path else grads[path])
+        for group in theirs.param_groups:
+            group["lr"] = 0.02 * float(SCHEDULE(step))
+        theirs.step()
+    flat = flatten_dict(tree, sep="/")
+    for (path, i), tensor in tensors.items():
+        found = flat[path][i] if "blocks" in path else flat[path]
+        np.testing.assert_allclose(found, tensor.detach().numpy(), rtol=1e-5, atol=1e-6, err_msg=path)
+    held = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert held < 0.03 * sum(array.size for array in arrays.values())
 
 
 def test_a_skipped_update_shifts_neither_schedule_nor_bias_correction():
