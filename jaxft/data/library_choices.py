@@ -30,7 +30,7 @@ def _split(name: str, split: Split, libraries: Sequence[str]) -> Split:
 
 
 def _row(row: Mapping[str, Any], libraries: Sequence[str], rng: random.Random) -> dict[str, Any]:
-    right = libraries[row["label"]]  # docstrings number their classes
+    right = libraries[int(row["label"])]  # docstrings number their classes
     choices = rng.sample([library for library in libraries if library != right], CHOICES - 1)
     label = rng.randrange(CHOICES)
     choices.insert(label, right)
