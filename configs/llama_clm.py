@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
         reset_head=False,
     )
     c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, no_decay=())
-    c.schedule = dict(name="cosine", warmup="100 steps", floor=0.1)
+    c.schedule = dict(name="cosine", warmup="5%", floor=0.1)
     c.train = dict(
         batch=8,
         duration="1 epochs",

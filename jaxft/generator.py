@@ -1,6 +1,7 @@
 """A hub folder, ready to write texts: what generate runs."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,7 @@ class Generator:
             family, cfg, head=hf_generation.HEADS[family.KIND], outputs=2, model=section, rules=RULES, mesh=mesh
         )
         self.texts = Texts(self.net, chosen, batch=batch, start=start, seed=seed)
+        self._said_long = False
         if self.texts.most and "max_new_tokens" not in asked and flags.get("max_new_tokens") is None:
             room = min(chosen.new, max(1, self.texts.most // 2))
             self.texts = Texts(self.net, dataclasses.replace(chosen, new=room), batch=batch, start=start, seed=seed)
@@ -64,7 +66,20 @@ class Generator:
         found = self.encoder.whole(prompts, special=special)
         for ids, place in zip(found, places, strict=True):
             self.texts.check(len(ids), place)
+            self._told(len(ids), place)
         return found
+
+    def _told(self, length: int, place: str) -> None:
+        """Says once that a text may grow longer than any the model was trained on, where it has room for more."""
+        trained = 0 if self.texts.most or self.texts.start is not None else self.net.cfg.positions
+        if trained and length + self.texts.settings.new > trained and not self._said_long:
+            self._said_long = True
+            print(
+                f"jaxft: {place}: {length} tokens and max_new_tokens={self.texts.settings.new} may pass the "
+                f"{trained} tokens that the model was made for (max_position_embeddings); what follows may be nonsense",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def write(self, prompts: Sequence[np.ndarray], first: int = 0) -> list[str]:
         """As Texts.write, in letters."""

@@ -167,7 +167,10 @@ def test_broken_images_stop_the_run_or_are_left_out_and_counted(finished, tmp_pa
     with pytest.raises(UserError, match=rf"1 of 60 rows cannot be used:\n  {broken}: not an image that can be read"):
         run(config(tmp_path / "pictures"), tmp_path / "run")
     raw = config(tmp_path / "pictures", input__on_bad="skip", train__duration="1 steps")
-    assert "train: 59 of 60 rows (1 bad rows skipped), 12 x 12 pixels" in run(raw, tmp_path / "run")
+    said = run(raw, tmp_path / "run")
+    assert "train: 59 of 60 rows (1 bad rows skipped), 12 x 12 pixels" in said
+    assert "train: 1 of 60 rows cannot be used and are skipped (listed in " in said
+    assert f"\n  {broken}: not an image" in said
     for verb, source in (("predict", f"--input={broken.parent}"), ("evaluate", f"--data={broken.parent.parent}")):
         flags = (f"--run={tmp_path / 'run'}", source, f"--output={tmp_path / 'out'}")
         with pytest.raises(UserError, match=rf"{broken}: not an image that can be read"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxft.data.opening import Table, check, open_table, sha256
+from jaxft.data.opening import Table, check, open_table, sha256, where
 from jaxft.data.source import Dataset, Rows, Split, fingerprint, quoted
 from jaxft.registry import BadRow, UserError
 
@@ -64,7 +64,7 @@ def split_of(table: Table, identity: str, path: str, field: str) -> Split:
         try:
             table.read(start, end)
         except BadRow as error:
-            bad.append((f"{path}:{number}", str(error)))
+            bad.append((where(table, path, number), str(error)))
         else:
             starts.append(start)
             ends.append(end)
@@ -113,9 +113,9 @@ def read_rows(path: str, field: str = "input") -> Iterator[tuple[str, dict[str, 
     table = open_table(path, field)
     for start, end, number in table.spans():
         try:
-            yield f"{path}:{number}", table.read(start, end)
+            yield where(table, path, number), table.read(start, end)
         except BadRow as error:
-            yield f"{path}:{number}", error
+            yield where(table, path, number), error
 
 
 class TableRows(Rows):
@@ -139,4 +139,4 @@ class TableRows(Rows):
 
 
 def _split(rows: TableRows, identity: str, path: str, bad: Sequence[tuple[str, str]]) -> Split:
-    return Split(rows, identity, lambda i: f"{path}:{rows.spans[2, i]}", bad)
+    return Split(rows, identity, lambda i: where(rows.table, path, rows.spans[2, i]), bad)

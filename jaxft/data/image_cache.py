@@ -32,6 +32,8 @@ class ImageCache:
     row: np.ndarray
     counts: dict[str, int]
     fingerprint: str
+    folder: Path
+    bad: list[tuple[str, str]]  # (where, reason) of the first rows that cannot be used
 
 
 def build(
@@ -55,13 +57,16 @@ def build(
     if not (path.exists() and _whole(path)):
         _write(split, example, pixels, path)
     report = json.loads((path / "report.json").read_text())
-    refuse_bad(report["counts"], json.loads((path / "bad_rows.json").read_text()), path, on_bad)
+    bad = json.loads((path / "bad_rows.json").read_text())
+    refuse_bad(report["counts"], bad, path, on_bad)
     return ImageCache(
         pixels=cache_files.mapped(path / "pixels.bin", "uint8").reshape(-1, *shape),
         labels=np.load(path / "labels.npy"),
         row=np.load(path / "row.npy"),
         counts=report["counts"],
         fingerprint=identity,
+        folder=path,
+        bad=bad,
     )
 
 

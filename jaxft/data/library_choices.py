@@ -7,7 +7,7 @@ from typing import Any
 from jaxft.data.docstrings import docstrings
 from jaxft.data.source import Dataset, Split, fingerprint
 
-RELEASE = 1
+RELEASE = 2
 CHOICES = 4
 
 

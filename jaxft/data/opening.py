@@ -40,6 +40,12 @@ def open_table(path: str, field: str) -> Table:
     return FORMATS[ending](path, text(buffer, path, field))
 
 
+def where(table: Table, path: str, number: int) -> str:
+    """The place of a row, in words: the line of a text, the row of a table, or what else is counted there."""
+    unit = getattr(table, "unit", "")
+    return f"{path}: {unit} {number}" if unit else f"{path}:{number}"
+
+
 def open_bytes(path: str, field: str) -> mmap.mmap:
     """What a file that is there holds, unpacked. Raises UserError for an empty one and a broken archive."""
     with open(path, "rb") as opened:

@@ -19,6 +19,8 @@ WANTED = 'SQuAD\'s {"data": [{"paragraphs": [{"context": ..., "qas": [...]}]}]}'
 class Squad:
     """A table (opening.py) whose spans are numbers of questions; a message counts questions from 1."""
 
+    unit = "question"
+
     def __init__(self, name: str, buffer: Buffer):
         try:
             content = json.loads(buffer[:].decode("utf-8-sig"))

@@ -12,6 +12,7 @@ import numpy as np
 from jaxft.config import Config
 from jaxft.data import DATASETS
 from jaxft.data.pipeline import Batch
+from jaxft.data.source import quoted
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError, call
 from jaxft.tasks import TASKS, used_for
@@ -163,6 +164,16 @@ def with_labels_of(task: Any, hf_folder: Path, reset_head: bool, say: Say) -> An
         "--config.model.reset_head=True draws a new one"
     )
     return task
+
+
+def listed(name: str, held: Any) -> Iterator[str]:
+    """What to say of the rows of split `name` that its cache has not, for want of sense or by an option."""
+    for kind, fate in (("bad", "cannot be used and are skipped"), ("dropped", "left out")):
+        if count := held.counts.get(kind, 0):
+            file = held.folder / f"{kind}_rows.json"
+            yield f"{name}: {count:,} of {held.counts['rows']:,} rows {fate} (listed in {file}):\n" + quoted(
+                getattr(held, kind)
+            )
 
 
 def kept(counts: dict[str, int]) -> str:

@@ -14,7 +14,7 @@ from jaxft.data import corpus, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.hf import tokenizer, vocabulary
 from jaxft.inputs import text
-from jaxft.inputs.base import Say, kept, read
+from jaxft.inputs.base import Say, kept, listed, read
 from jaxft.registry import UserError
 
 beside = text.beside
@@ -99,6 +99,8 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             f"{held.labels.sum(dtype=np.int64) / size:.2f} bytes a token; "
             f"{corpus.rows(held, length):,} rows of {length} tokens"
         )
+        for line in listed(name, held):
+            say(line)
     change = task.change(vocabulary.of(encoder), cfg, functools.partial(_pieces, caches.values(), length))
     return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
 

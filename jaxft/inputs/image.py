@@ -14,7 +14,7 @@ from jaxft.data.images import Augment, Processor
 from jaxft.data.pipeline import EMPTY, Batch
 from jaxft.hf import processor as hf_processor
 from jaxft.inputs import base
-from jaxft.inputs.base import Inputs, Say, kept, read
+from jaxft.inputs.base import Inputs, Say, kept, listed, read
 from jaxft.registry import UserError
 
 
@@ -107,6 +107,8 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             on_bad=config.input.on_bad,
         )
         say(f"{name}: {kept(caches[name].counts)}, {cfg.image_size} x {cfg.image_size} pixels")
+        for line in listed(name, caches[name]):
+            say(line)
     augment = Augment(task.crop, task.flip)
     return ImageInputs(task, hf_folder, dataset.splits, caches, processor, augment, config.input.length)
 

@@ -20,7 +20,7 @@ from jaxft.generation import settings
 from jaxft.hf import generation as hf_generation
 from jaxft.hf import save, tokenizer
 from jaxft.inputs import text
-from jaxft.inputs.base import Say, kept, read
+from jaxft.inputs.base import Say, kept, listed, read
 from jaxft.registry import Dropped, UserError
 from jaxft.tasks import Example
 from jaxft.tasks.seq2seq import ALL
@@ -156,6 +156,9 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
         dropped = held.dropped
         counts = sources.counts | {"kept": sources.counts["kept"] - len(dropped)}
         say(f"{name}: {kept(counts)}{_cut(held, task)}; {_packed(held)}")
+        for side in (sources,) if targets.bad == sources.bad else (sources, targets):
+            for line in listed(name, side):
+                say(line)
         if dropped:
             say(f"{name}: {_listed(held, [(split.where(int(sources.row[x])), why) for x, why in dropped])}")
     caches = {name: held.sources for name, held in made.items()}

@@ -11,10 +11,9 @@ from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
-from jaxft.data.source import quoted
 from jaxft.hf import tokenizer, trainers
 from jaxft.inputs import PIECES, base
-from jaxft.inputs.base import Inputs, Say, kept, read
+from jaxft.inputs.base import Inputs, Say, kept, listed, read
 from jaxft.registry import BadRow, UserError, check_name, lookup
 
 Encode = Callable[[Any, list[Any], int], Sequence[Any]]  # a TextEncoder, texts, the most tokens -> what was read
@@ -143,9 +142,8 @@ def packed(
             + (f", {counts['lost']:,} {what} lost, which are not scored" if counts["lost"] else "")
             + f"; packed into {plan.rows:,} rows, {1 - plan.fill:.1%} padding"
         )
-        if counts["dropped"]:
-            listed, left = caches[name].folder / "dropped_rows.json", quoted(caches[name].dropped)
-            say(f"{name}: {counts['dropped']:,} of {counts['rows']:,} rows left out (listed in {listed}):\n{left}")
+        for line in listed(name, caches[name]):
+            say(line)
     return caches, plans
 
 

@@ -24,6 +24,12 @@ def are_entities(classes: Sequence[str]) -> bool:
     return all(found) and any(match and match[1] for match in found)
 
 
+def proper(classes: Sequence[str]) -> tuple[str, ...]:
+    """`classes` without those that are no tags of entities, where most are: a B_LOC among B-LOC and O is a slip."""
+    tags = tuple(name for name in classes if TAG.fullmatch(name))
+    return tags if "O" in tags and 2 * len(tags) > len(classes) and are_entities(tags) else tuple(classes)
+
+
 class Entities(NamedTuple):
     """Entity e is the words begin[e] to end[e] - 1 and of type kind[e]; int64 [entities] each."""
 

@@ -49,7 +49,7 @@ def placed(context: str, answers: list[Answer]) -> list[int]:
             begin = start + len(text) - len(text.lstrip())
             return [begin, begin + len(text.strip()), 0]
         if (begin := _nearest(context, text.strip(), start or 0)) >= 0:
-            return [begin, begin + len(text.strip()), 1]
+            return [begin, begin + len(text.strip()), int(start is not None)]
     shown = answers[0].text if len(answers[0].text) <= 60 else answers[0].text[:60] + "..."
     raise BadRow(f"the answer {shown!r} is not in its context" + (", nor is another" if len(answers) > 1 else ""))
 

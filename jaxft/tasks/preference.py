@@ -19,6 +19,7 @@ from jaxft.tasks.text import Row, Splits, cell, require_columns, settle_metric
 OBJECTIVES = ("dpo", "ipo", "orpo", "kto")
 DIALECTS = ("prompt", "messages", "sharegpt")
 BAD, GOOD, OTHER = 0, 1, 2  # what a response is: to be avoided, to be preferred, or an answer to another prompt
+TRUTH = {"true": True, "false": False, "1": True, "0": False}  # as tables of text write it
 ANOTHER = "\0another"  # the key under which a row has such an answer
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -127,8 +128,10 @@ class Preference(Conversations):
 
     def _label(self, row: Row) -> int:
         value = cell(row, self.label)
+        if isinstance(value, str):  # tables of text have nothing else
+            value = TRUTH.get(value.strip().lower(), value)
         if value not in (0, 1):
-            raise BadRow(f"{self.label!r} is {value!r}; it must be true or false")
+            raise BadRow(f"{self.label!r} is {value!r}; it must be true or false, or 1 or 0")
         return GOOD if value else BAD
 
     def example(self, row: Row, labelled: bool = True) -> list[Example]:

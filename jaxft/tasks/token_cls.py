@@ -61,8 +61,8 @@ class TokenCls(Classes):
     def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:
         """With its classes: those of the config, else of the source, else of the train split.
 
-        Raises UserError for a missing column, an empty split and fewer than two classes. A tag of another split that is
-        none of the classes makes a bad row there.
+        Raises UserError for a missing column, an empty split and fewer than two classes. A tag that is none of the
+        classes makes a bad row: of another split, and of the train split one that is no tag of entities where most are.
         """
         self.check_columns(splits)
         names = labels.Names(self.classes or label_names.get(self.label, ()))
@@ -73,7 +73,7 @@ class TokenCls(Classes):
         found = labels_in("train", splits["train"], read)
         if len(found) < 2:
             raise UserError(f"task.label={self.label!r}: the train split has a single tag; two are the least")
-        return dataclasses.replace(self, classes=names.names or _completed(labels.in_order(found)))
+        return dataclasses.replace(self, classes=names.names or _completed(entities.proper(labels.in_order(found))))
 
     def example(self, row: Row, labelled: bool = True) -> Example:
         """The words, and of each the class; where it is not labelled its number, which tells what is predicted of it.

@@ -32,7 +32,7 @@ def write(tmp_path, content, name="x.json"):
 def test_a_question_is_a_row_as_flat_files_have_it(tmp_path, name):
     path = write(tmp_path, [article("A", "the sky is blue", "é"), article("B", "c")], name)
     split = read_split(path)
-    assert len(split.rows) == 6 and split.where(3) == f"{path}:4"
+    assert len(split.rows) == 6 and split.where(3) == f"{path}: question 4"
     assert split.rows[0] == {
         "id": "qthe sky is blue0",
         "title": "A",
@@ -64,7 +64,7 @@ def test_a_broken_question_is_a_bad_row_with_its_number(tmp_path, fields, reason
     made["paragraphs"][0]["qas"][1] |= fields
     split = read_split(path := write(tmp_path, [made]))
     ((where, why),) = split.bad
-    assert where == f"{path}:2" and reason in why and len(split.rows) == 2
+    assert where == f"{path}: question 2" and reason in why and len(split.rows) == 2
     made["paragraphs"][0]["qas"][1] = "what?"
     assert isinstance(list(read_rows(write(tmp_path, [made])))[1][1], BadRow)
 

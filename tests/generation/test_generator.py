@@ -39,6 +39,16 @@ def test_texts_come_in_order_and_depend_neither_on_company_nor_on_the_mesh(folde
     assert [texts(one, [prompt], i)[0] for i, prompt in enumerate(PROMPTS)] == together
 
 
+def test_beyond_the_length_that_the_model_was_made_for_it_says_so_once(folder, capsys):
+    made = generator(folder, max_new_tokens=4)
+    longest = made.net.cfg.positions
+    made.ids(["x"], ["a.txt:1"])
+    assert not capsys.readouterr().err
+    made.ids(["x " * longest] * 2, ["a.txt:2", "a.txt:3"])
+    told = capsys.readouterr().err
+    assert told.startswith("jaxft: a.txt:2: ") and f"may pass the {longest} tokens" in told and "a.txt:3" not in told
+
+
 def test_tensor_parallel_keeps_a_piece_of_every_layer_on_each_device(folder):
     kernels = generator(folder, tensor=2).params["blocks"]["attn"]["q"]["kernel"]
     assert [tuple(kernel.sharding.spec) for kernel in kernels] == [(None, "tensor")] * writer.TINY.layers

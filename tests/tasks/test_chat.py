@@ -154,7 +154,12 @@ def test_conversations_that_are_too_long_are_cut_dropped_or_bad_and_always_told(
 
     with pytest.raises(UserError, match=r"2 of 4 rows cannot be used:\n.*x\.jsonl:2: has \d+ tokens, more than input"):
         prepared(tmp_path, ROWS, too_long="stop")
-    skipped = prepared(tmp_path, ROWS, too_long="stop", on_bad="skip")
+    said.clear()
+    skipped = prepared(tmp_path, ROWS, said.append, too_long="stop", on_bad="skip")
+    told = next(
+        line for line in said if line.startswith("train: 2 of 4 rows cannot be used and are skipped (listed in ")
+    )
+    assert "x.jsonl:2: has 69 tokens" in told and "x.jsonl:3: has" in told
     assert skipped.caches["train"].row.tolist() == [0, 3] and skipped.caches["train"].counts["bad"] == 2
 
 

@@ -51,7 +51,7 @@ def test_every_dialect_says_the_same_two_conversations(options, row):
     assert [example.text for example in made.example(row)] == [["How far?", "Two miles."], ["How far?", "Far."]]
 
 
-@pytest.mark.parametrize("label, kind", [(True, 1), (0, 0)])
+@pytest.mark.parametrize("label, kind", [(True, 1), (0, 0), ("True", 1), ("0", 0)])
 def test_a_single_response_is_good_or_not(label, kind):
     row = {"prompt": "How far?", "completion": "Far.", "label": label}
     assert task(**SINGLE).responses(row) == [([ASKED, FAR], kind)]

@@ -48,6 +48,17 @@ def test_classes_are_those_of_the_data_and_of_entities_all_that_can_be():
         fit(["NOUN", "VERB"], metric="f1")
 
 
+def test_a_slip_among_tags_of_entities_is_a_bad_row_and_no_class():
+    """Or else one B_LOC would make the run one that scores words, and export a class of that name."""
+    rows = rows_of(["B-LOC", "I-LOC", "O"], ["B-PER", "B_LOC"], ["X-PER", "B-"])
+    fitted = task(classes=()).fit({"train": split(rows)}, {})
+    assert fitted.classes == CLASSES and fitted.metric == "f1"
+    with pytest.raises(BadRow, match=r"label 'B_LOC' is not one of the 5 classes; did you mean \"B-LOC"):
+        fitted.example(rows[1])
+    wanted = (*CLASSES, "B_LOC")
+    assert task(classes=wanted).fit({"train": split(rows[:2])}, {}).classes == wanted, "who names it means it"
+
+
 def test_a_row_of_lists_has_a_class_for_each_word_and_of_no_labels_the_numbers_of_the_words():
     (row,) = rows_of(["B-LOC", "I-LOC", "O"])
     assert task().example(row) == (["w0", "w1", "w2"], None, [0, 2, 4])
