@@ -1,5 +1,7 @@
 """Multiple choice: the right one of several answers to a question, or endings of a text.
 
+The embedded run took seven minutes and is right in 0.896 of the test split (docs/results.md).
+
 python -m jaxft.main --config=configs/choice.py              the library of a docstring, a small BERT from scratch
 python -m jaxft.main --config=configs/choice.py:files --config.data.train=train.jsonl    google-bert/bert-base-uncased
     on your rows: a question, a list of choices, and the right one's text, letter or number (from 0); choices in columns

@@ -16,7 +16,7 @@ from jaxft.writer import json_numbers
 # A builder may end in a version, and a split holds a colon where it is sliced: tfds:glue/sst2:2.0.0:train[:50%].
 TFDS = re.compile(r"tfds:(?P<builder>[^:]+(?::[\d*]+\.[\d*]+\.[\d*]+)?+):(?P<test>.+)")
 
-SCORED = ("seq2seq", "chat", "responses")  # what tasks read that label no rows
+SCORED = ("seq2seq", "chat", "responses", "corpus")  # what tasks read that label no rows
 Reasons = list[tuple[str, str]]  # (place of a row, why it is not used)
 
 
@@ -96,6 +96,10 @@ def _model(arguments: argparse.Namespace) -> Any:
         from jaxft.translator import Translator
 
         return Translator(source, **how)
+    if task.reads == "corpus":
+        from jaxft.language import Language
+
+        return Language(source, config=config, **how)
     from jaxft.dialogue import Dialogue
 
     return Dialogue(source, config=config, **how)

@@ -1,6 +1,7 @@
 """python -m jaxft.generate --model=FOLDER_OR_HUB_ID --prompt="..." | --input=x.jsonl --output=y.jsonl | --chat"""
 
 import argparse
+import functools
 import itertools
 import json
 import sys
@@ -11,7 +12,7 @@ from jaxft import atomic, cli
 from jaxft.registry import BadRow, UserError
 
 MEMORY = "Set one of: --batch lower; --max_new_tokens lower; --dtype=bfloat16; --tensor higher. Nothing was written"
-COLUMNS = ("prompt", "text")  # where a row's prompt is looked for
+COLUMNS = ("prompt", "text", "messages")  # where a row's prompt is looked for
 CHUNK = 16  # batches that are held at once, so that prompts of like length meet
 
 
@@ -28,9 +29,9 @@ def _arguments() -> argparse.Namespace:
     add("--model", default="", help="hub id or local Hugging Face folder")
     add("--run", default="", help="instead of --model: folder of a finished run")
     add("--prompt", default="", help="the text to go on from, or the source of an encoder-decoder")
-    add("--input", default="", help="jsonl, csv, tsv, parquet or txt file of prompts, also .gz")
+    add("--input", default="", help="jsonl, csv, tsv, parquet or txt file of prompts or conversations")
     add("--output", default="", help="jsonl file to write; the rows of the input, each with 'generated'")
-    add("--text", default="", help=f"column of the prompt (default: {' or '.join(COLUMNS)})")
+    add("--text", default="", help=f"column of the prompt, or of messages (default: {' or '.join(COLUMNS)})")
     add("--chat", action="store_true", help="a conversation in the terminal; /quit or Ctrl-D ends it")
     add("--system", default="", help="what the conversation begins with")
     add("--stream", action=argparse.BooleanOptionalAction, help="print tokens as they come (default: on a terminal)")
@@ -127,9 +128,7 @@ def _print(pieces: Any) -> str:
 
 
 def _chat(generator: Any, folder: Path, system: str, *, stream: bool) -> None:
-    from jaxft.hf.chat import Template
-
-    template = Template(folder)
+    template = _template(folder)
     messages = [{"role": "system", "content": system}] if system else []
     for turn in itertools.count():
         try:
@@ -153,13 +152,14 @@ def _file(arguments: argparse.Namespace) -> None:
     source, output = Path(arguments.input), Path(arguments.output)
     cli.check_output(output, source)
     rows = cli.read_input(source)  # what is wrong with it is said before the model loads
-    generator, _ = _generator(arguments)
+    generator, folder = _generator(arguments)
+    template = functools.cache(lambda: _template(folder))
     prefix, column = _as_trained(arguments)
     count = 0
     with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:
         for chunk in cli.chunks(rows, CHUNK * arguments.batch):
-            prompts = [prefix + _prompt(where, row, column) for where, row in chunk]
-            texts = generator.write(generator.ids(prompts, [where for where, _ in chunk]), count)
+            prompts = [_ids(generator, template, where, row, prefix, column) for where, row in chunk]
+            texts = generator.write(prompts, count)
             for (_, row), text in zip(chunk, texts, strict=True):
                 out.write(json.dumps({**row, "generated": text}, ensure_ascii=False) + "\n")
             count += len(chunk)
@@ -178,7 +178,27 @@ def _as_trained(arguments: argparse.Namespace) -> tuple[str, str]:
     return section["prefix"], arguments.text or section[task.flags["text"]]
 
 
-def _prompt(where: str, row: Any, column: str) -> str:
+def _template(folder: Path) -> Any:
+    from jaxft.hf.chat import Template
+
+    return Template(folder)
+
+
+def _ids(generator: Any, template: Any, where: str, row: Any, prefix: str, column: str) -> Any:
+    """The tokens of a row's prompt; of a list of messages those that the chat template makes of it."""
+    prompt = _prompt(where, row, column)
+    if isinstance(prompt, str):
+        return generator.ids([prefix + prompt], [where])[0]
+    if not all(isinstance(message, dict) and isinstance(message.get("role"), str) for message in prompt):
+        raise UserError(f"{where}: a conversation is a list of messages, each with a role and a content")
+    if not prompt or prompt[-1]["role"] == "assistant":
+        raise UserError(f"{where}: the conversation ends with no question; what the assistant says is to be written")
+    # The template has the special tokens.
+    return generator.ids([template().prompt(prompt, row.get("tools"))], [where], special=False)[0]
+
+
+def _prompt(where: str, row: Any, column: str) -> Any:
+    """A text, or a list of messages."""
     if isinstance(row, BadRow):
         raise UserError(f"{where}: {row}; mend the row")
     name = column or next((name for name in COLUMNS if name in row), "")
@@ -192,8 +212,8 @@ def _prompt(where: str, row: Any, column: str) -> str:
     if name not in row:
         wanted = f"column {column!r}" if column else f"column called {' or '.join(COLUMNS)}"
         raise UserError(f"{where}: no {wanted}; the row has: {', '.join(map(str, row))}. Name one with --text=")
-    if not isinstance(row[name], str):
-        raise UserError(f"{where}: {name}={row[name]!r} must be a text")
+    if not isinstance(row[name], (str, list)):
+        raise UserError(f"{where}: {name}={row[name]!r} must be a text, or a list of messages")
     return row[name]
 
 

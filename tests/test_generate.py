@@ -14,6 +14,7 @@ from tests.generation import writer
 from tests.verbs_run import here, program, read_rows, write_rows
 
 NEW = "--max_new_tokens=8"
+SAID = {"role": "user", "content": "a"}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,18 @@ def test_a_conversation_goes_on_until_it_is_quit(folder, monkeypatch, capsys):
         assert capsys.readouterr().out.startswith(answers + "> ")
 
 
+def test_conversations_of_a_file_are_put_into_the_template(folder, tmp_path):
+    talks = [[{"role": "user", "content": "hello"}], [{"role": "system", "content": "be kind"}, SAID]]
+    source = write_rows(tmp_path / "in.jsonl", [{"messages": talk} for talk in talks])
+    here("generate", f"--model={folder}", f"--input={source}", f"--output={tmp_path / 'out.jsonl'}", NEW)
+    wanted = [texts(folder, [Template(folder).prompt(talk)], special=False)[0] for talk in talks]
+    assert [row["generated"] for row in read_rows(tmp_path / "out.jsonl")] == wanted
+    for talk, message in (([SAID, {"role": "assistant", "content": "b"}], "ends with no question"), ([7], "a role")):
+        write_rows(source, [{"messages": talk}])
+        with pytest.raises(UserError, match=rf"in.jsonl:1: .*{message}"):
+            here("generate", f"--model={folder}", f"--input={source}", f"--output={tmp_path / 'x.jsonl'}", NEW)
+
+
 def test_a_prompt_is_answered_at_once_or_in_pieces(folder, capsys):
     (wanted,) = texts(folder, ["a prompt"])
     for flag in ("--stream", "--no-stream"):
@@ -78,7 +91,9 @@ def test_flags_that_cannot_be_are_refused(flags, message, folder, tmp_path, monk
     assert message in str(error.value) and error.value.code == 2
 
 
-@pytest.mark.parametrize("row, message", [({"words": "a"}, "no column called prompt or text; the row has: words")])
+@pytest.mark.parametrize(
+    "row, message", [({"words": "a"}, "no column called prompt or text or messages; the row has: words")]
+)
 def test_a_row_without_a_prompt_is_refused_and_nothing_is_written(row, message, folder, tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"prompt": "a"}, row])
     with pytest.raises(UserError, match=rf"in.jsonl:2: {message}"):

@@ -52,10 +52,10 @@ class Template:
         """What its texts depend on, beside the conversation and the time."""
         return repr((self.source, sorted(self._special.items())))
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
         """What the model reads, up to where its answer begins. Raises UserError where the template refuses."""
         try:
-            return self._render(messages, None, prompt=True)
+            return self._render(messages, tools, prompt=True)
         except BadRow as error:
             raise UserError(f"{self.name}: {error}") from None
 

@@ -1,7 +1,7 @@
 """Running text: documents that are tokenised whole, and rows cut from all of them in a row (data/corpus.py)."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,22 @@ class CorpusInputs(text.Tokenized):
         held, rows_B = self.caches["train"], batch["example"][batch["example"] >= 0]
         document_B = np.searchsorted(held.offsets, rows_B * self.length, side="right") - 1
         return [self.splits["train"].where(int(held.row[document])) for document in document_B]
+
+
+class Reader(text.Reader):
+    """The tokenizer of a hub folder, given documents. `length`: tokens of a row (0: as trained)."""
+
+    most = 2**31  # documents to hold at once: all, since each goes on in the row that the one before ends in
+
+    def encode(self, texts: list[tuple[Any, str | None]]) -> list[tokenizer.Encoded]:
+        return _encode(self._encoder, texts)
+
+    def batches(self, examples: Sequence[Any], places: Sequence[str], rows: int, seed: int = 0) -> Iterator[Batch]:
+        held = tokens.in_memory(examples, self.encode)
+        held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
+        pieces = functools.partial(_pieces, [held], self._length)
+        change = self._task.change(vocabulary.of(self._encoder), self._cfg, pieces)
+        return corpus.eval_batches(held, change, batch=rows, row_length=self._length, seed=seed, process=0, processes=1)
 
 
 def placeholders(config: Config) -> dict[str, Any]:

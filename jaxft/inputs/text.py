@@ -208,7 +208,7 @@ class Reader(base.Reader):
     most = 4096  # examples to hold at once: enough for the packing to fill rows, little to hold
 
     def __init__(self, folder: Path, length: int, task: Any):
-        self._folder, self._wanted = folder, length
+        self._folder, self._wanted, self._task = folder, length, task
         self._encoder = tokenizer.load(folder)
         self.fields = {"pad_id": self._encoder.pad_id}
 

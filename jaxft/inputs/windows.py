@@ -46,10 +46,6 @@ class Reader(text.Reader):
 
     most = 1024  # questions to hold at once: each may have many windows
 
-    def __init__(self, folder: Path, length: int, task: Any):
-        super().__init__(folder, length, task)
-        self._task = task
-
     def encode(self, texts: list[tuple[Any, str | None]]) -> Sequence[Any]:
         task = self._task
         return windows.encode(

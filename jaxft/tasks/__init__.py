@@ -108,8 +108,8 @@ def task_from_hf(hf: Mapping[str, Any], *, reads: str = "text", **options: Any) 
             return _made(name, hf, options)
     if not isinstance(hf.get("id2label"), Mapping) or not hf["id2label"]:
         raise UserError(
-            "config.json has no id2label: this is not a fine-tuned classifier or regressor. What a run on running text "
-            "scores is in its report.json; a decoder's texts are written by jaxft.generate"
+            "config.json has no id2label: this is not a fine-tuned classifier or regressor. A run on running text is "
+            "scored by jaxft.evaluate --run=RUN; a decoder's texts are written by jaxft.generate"
         )
     guess = "regression" if len(hf["id2label"]) == 1 else "single_label_classification"
     problem, known = hf.get("problem_type") or guess, _PROBLEMS[reads]

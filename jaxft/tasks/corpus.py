@@ -25,6 +25,8 @@ class CorpusTask(Classless):
 
     reads: ClassVar[str] = "corpus"
     columns: ClassVar[dict[str, str]] = {"text": "text"}
+    flags: ClassVar[dict[str, str]] = {"text": "text"}
+    generates: ClassVar[bool] = False
     outputs: ClassVar[int] = 0  # logits are over the vocabulary
     head: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxft.registry import UserError
 from tests.verbs_run import READER, here, program, reviews, write_rows
 
 pytestmark = pytest.mark.slow
@@ -124,6 +125,21 @@ def test_scores_are_those_of_the_exported_folder_in_transformers(finished):
         assert size == pytest.approx(sum(len(text.encode()) for text in texts)), "each byte of the split once"
     else:
         assert "bits_per_byte" not in report
+
+
+def test_evaluate_scores_the_split_as_the_run_did_and_other_texts(finished, tmp_path, capsys):
+    """In rows and batches of the run, and with its seed: the same tokens are hidden."""
+    task, run = finished
+    here("evaluate", f"--run={run}", "--split=validation", f"--output={tmp_path / 'scores.json'}")
+    found, report = json.loads((tmp_path / "scores.json").read_text()), record(run)
+    assert found["details"]["tokens"] == report["details"]["tokens"]
+    for name in ("loss", "perplexity", "accuracy", *(["bits_per_byte"] if task == "causal_lm" else [])):
+        assert found[name] == pytest.approx(report[name], rel=1e-5), name
+    other = write_rows(tmp_path / "y.jsonl", [{"said": row["text"]} for row in reviews(20, 7)] + [{"said": " "}])
+    with pytest.raises(UserError, match=rf"1 of 21 rows cannot be used:\n  {other}:21: 'said' is empty"):
+        here("evaluate", f"--run={run}", f"--data={other}", "--text=said")
+    here("evaluate", f"--run={run}", f"--data={other}", "--text=said", "--on_bad=skip")
+    assert "perplexity" in capsys.readouterr().out
 
 
 def test_it_learns_what_the_texts_are_made_of(finished):
