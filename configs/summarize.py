@@ -1,6 +1,7 @@
 """Summaries: a text made shorter. Scored by ROUGE: pip install '.[metrics]'.
 
-The embedded run takes five minutes and shows the parts at work; a summariser needs pretrained weights (docs/results.md).
+The embedded run takes five minutes and shows the parts at work; a summariser needs pretrained weights
+(docs/results.md).
 
 python -m jaxft.main --config=configs/summarize.py          the first line of a docstring from the rest, a small T5 from
     scratch
