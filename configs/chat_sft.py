@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
         attention="auto",  # or "dense", "chunked" (memory linear in the length), "cudnn" (GPU), "splash" (TPU)
         reset_head=False,
     )
-    c.optim = dict(name="adamw", lr=2e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, no_decay=())
+    c.optim = dict(name="adamw", lr=2e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.1, moments="float32", no_decay=())
     c.schedule = dict(name="cosine", warmup="5%", floor=0.1)
     c.train = dict(
         batch=8,

@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         attention="auto",
         reset_head=False,
     )
-    c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, no_decay=())
+    c.optim = dict(name="adamw", lr=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.05, moments="float32", no_decay=())
     c.schedule = dict(name="cosine", warmup="6%", floor=0.0)
     c.train = dict(
         batch=32,

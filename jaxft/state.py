@@ -1,5 +1,6 @@
 """The state of a run before it has numbers: optimizer, what is frozen, where each leaf lives."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,11 @@ def stored_weights(params: Any, stored: Collection[str]) -> dict[str, Any]:
 
 
 def state_shardings(state: TrainState, params: Any, mesh: jax.sharding.Mesh) -> TrainState:
-    """A leaf with the path and shape of a parameter lives where the parameter does, every other one everywhere."""
+    """A leaf with the path and shape of a parameter lives where the parameter does, every other one everywhere.
+
+    But one that has a number for every few of the last dimension (optim/moments.py) is shared out as the parameter is,
+    as far as it divides.
+    """
     by_path = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
     def where(path: Any, leaf: Any) -> Any:
@@ -148,6 +153,17 @@ def state_shardings(state: TrainState, params: Any, mesh: jax.sharding.Mesh) -> 
             like = by_path.get(jax.tree_util.keystr(path[start:]))
             if like is not None and like.shape == leaf.shape:
                 return like.sharding
+            if like is not None and leaf.ndim and like.shape[:-1] == leaf.shape[:-1]:
+                return _as_far(like, leaf, mesh)
         return sharding.replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(where, state)
+
+
+def _as_far(like: Any, leaf: Any, mesh: jax.sharding.Mesh) -> Any:
+    """The sharding of `like` for a leaf whose last dimension is shorter: whole there if the axes do not divide it."""
+    spec = [*like.sharding.spec, *[None] * (leaf.ndim - len(like.sharding.spec))]
+    last = spec[-1] if isinstance(spec[-1], tuple) else (spec[-1],) if spec[-1] else ()
+    if leaf.shape[-1] % math.prod(mesh.shape[axis] for axis in last):
+        spec[-1] = None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))

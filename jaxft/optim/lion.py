@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 from jaxft.optim.decoupled import Schedule, check_betas, decoupled
+from jaxft.optim.moments import kept
 
 
 def lion(
@@ -14,6 +15,7 @@ def lion(
     b1: float,
     b2: float,
     weight_decay: float,
+    moments: str = "float32",
     no_decay: Sequence[str] = (),
     schedule: Schedule,
     decay_mask: Any,
@@ -22,11 +24,11 @@ def lion(
     """The sign of interpolated momentum (Chen et al. 2023): one moment a parameter, half of AdamW's memory.
 
     Every coordinate moves by the full rate, so `lr` wants 3 to 10 times less than AdamW's and `weight_decay` as much
-    more. The other arguments: see decoupled.py.
+    more. moments: as of AdamW. The other arguments: see decoupled.py.
     """
     check_betas(b1=b1, b2=b2)
     return decoupled(
-        optax.scale_by_lion(b1, b2),
+        kept(optax.scale_by_lion(b1, b2), moments),
         lr=lr,
         weight_decay=weight_decay,
         no_decay=no_decay,
