@@ -1,12 +1,13 @@
 """A run of a task that a signal stops and the same command goes on with ends as an unbroken one, bit for bit."""
 
 import signal
+import time
 
 import pytest
 
 from jaxft.checkpoint import Checkpoints
 from jaxft.config import parse
-from jaxft.signals import Stopped
+from jaxft.signals import Stopped, StopSignals
 from jaxft.train import train
 from tests import every_task, program
 
@@ -27,9 +28,17 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
         return said
 
     go("unbroken")
-    steps = iter(range(1, every_task.STEPS + 1))
-    with monkeypatch.context() as patch:  # looked at after each step
-        patch.setattr(Checkpoints, "check", lambda self: next(steps) == STOP and signal.raise_signal(signal.SIGTERM))
+    steps, entered, enter = iter(range(1, every_task.STEPS + 1)), [], StopSignals.__enter__
+
+    def stop(_):
+        if next(steps) == STOP:
+            signal.raise_signal(signal.SIGTERM)
+            while entered[-1].number is None:  # a thread notes it
+                time.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "__enter__", lambda self: entered.append(self) or enter(self))
+        patch.setattr(Checkpoints, "check", stop)  # looked at after each step
         with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {STOP}, saved in"):
             go("stopped")
     assert len((tmp_path / "stopped" / "batches.log").read_text().splitlines()) == STOP

@@ -213,8 +213,8 @@ def test_rows_that_cannot_be_used_are_told_with_their_places(run, tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(UserError) as caught:
         here("evaluate", f"--run={run}", f"--data={path}")
-    assert f"{path}:1: the answer 'purple' is not in its context" in str(caught.value)
-    assert f"{path}:3: answers are 'is'" in str(caught.value) and f"{path}:2:" not in str(caught.value)
+    assert f"{path}: question 1: the answer 'purple' is not in its context" in str(caught.value)
+    assert f"{path}: question 3: answers are 'is'" in str(caught.value) and "question 2:" not in str(caught.value)
 
 
 def test_a_stride_without_room_stops_the_run_with_one_message(run, tmp_path):
