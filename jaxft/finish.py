@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import companions, report, runfolder, state
+from jaxft import companions, processes, report, runfolder, state
 from jaxft.hf import card, folder
 from jaxft.registry import UserError
 from jaxft.writer import json_numbers
@@ -41,6 +41,8 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     for name, (also, whole) in companions.exported(run.net, params).items():
         export(companions.folder_of(run.folder.hf, name), also.net, whole, {}, also.wish.hf, also.folder)
     export(run.folder.hf, run.net, run.net.own(params), run.task.hf_config(), run.config.model.hf, run.inputs.hf_folder)
+    if not processes.first():
+        return
     lines = (run.folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     report.render(run.folder.path, config=raw, history=[json.loads(line) for line in lines], results=details | results)
     record = {"split": split, "step": step, **results, "details": details, "inputs": run.identity}

@@ -8,6 +8,11 @@ from jaxft import cli, config_file, memory
 
 flags.adopt_module_key_flags(config_file)  # --help lists them
 _ALLOW = flags.DEFINE_list("allow_change", [], "Config keys that may differ from the run's, such as train.batch.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0 of several that train together; auto: as the cluster tells."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "With --coordinator: how many there are.")
+_RANK = flags.DEFINE_integer("rank", -1, "With --coordinator: which of them this is, from 0.")
 
 
 def main() -> None:
@@ -27,7 +32,8 @@ def _train() -> None:
     config = parse(raw)
     for name in _ignored(config.model.hf, sys.argv):
         cli.say(f"--{name} has no effect: model.hf={config.model.hf!r} brings family, sizes and tokenizer of its own")
-    start(raw, config, config_file.workdir(), _ALLOW.value, cli.say)
+    among = (_COORDINATOR.value, _PROCESSES.value, _RANK.value)
+    start(raw, config, config_file.workdir(), _ALLOW.value, cli.say, among)
 
 
 def _ignored(hf: str, argv: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxft import build, companions, inputs, memory, runfolder, scoring, sharding, state
+from jaxft import build, companions, inputs, memory, processes, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
 from jaxft.data import DATASETS
@@ -66,8 +66,10 @@ class Run:
         hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
         self.reader, cfg, folders = self._rehearse(hf_folder)
         if hf_folder is None:
-            companions.lend_tokenizer(folders, folder.tokenizer, config.input.length)
-        self.inputs = self.reader.prepare(config, cfg, folder.tokenizer, hf_folder, say)
+            lend = functools.partial(companions.lend_tokenizer, folders, folder.tokenizer, config.input.length)
+            processes.by_first("tokenizer", lend)
+        prepare = functools.partial(self.reader.prepare, config, cfg, folder.tokenizer, hf_folder, say)
+        self.inputs = processes.in_turn("data", prepare)
         self.task = self.inputs.task
         self.cadence = self._cadence()
         net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)

@@ -52,6 +52,11 @@ class RunFolder:
         if not os.access(self.path, os.W_OK):
             raise UserError(f"--workdir={self.path}: the folder cannot be written; name another one")
 
+    def check_shared(self) -> None:
+        """Raises UserError in a process that does not see the folder that the first one has made."""
+        if not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is not there; all processes need one folder that they share")
+
     def claim(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
         """Checks that a run which is there has the same config; call it with the lock held.
 

@@ -9,14 +9,27 @@ from jaxft.config import Config
 
 
 def start(
-    raw: Mapping[str, Any], config: Config, workdir: Path, allow: Sequence[str], say: Callable[[str], None]
+    raw: Mapping[str, Any],
+    config: Config,
+    workdir: Path,
+    allow: Sequence[str],
+    say: Callable[[str], None],
+    among: tuple[str, int, int] = ("", 0, -1),
 ) -> None:
     """Trains as `config` says, which is `raw` parsed, in `workdir`, from its newest checkpoint if there is one.
 
-    `allow` names keys that may differ from those of the run that is there. Raises UserError and Stopped, as `train`.
+    `allow` names keys that may differ from those of the run that is there; `among` is what processes.join is told of
+    those that train together. Raises UserError and Stopped, as `train`.
     """
     registries.check_names(config)
-    from jaxft import cache, heap, numerics  # later: jax takes a second that who mistyped a name need not wait
+    from jaxft import (
+        cache,
+        heap,
+        numerics,
+        processes,
+    )  # later: jax takes a second that who mistyped a name need not wait
+
+    processes.join(*among)
     from jaxft.train import train
 
     heap.keep()

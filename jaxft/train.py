@@ -1,14 +1,16 @@
 """The one loop: restore, step, evaluate, save, export."""
 
+import contextlib
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxft import companions, finish, runfolder, scoring
+from jaxft import companions, finish, processes, runfolder, scoring
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
 from jaxft.lock import RunLock
@@ -33,18 +35,27 @@ def train(
     """
     check_wandb(config.log.wandb)
     folder = runfolder.RunFolder(workdir)
-    folder.create()
-    with RunLock(workdir, say=say), StopSignals(kernel=in_notebook()) as signals:
-        folder.claim(raw, allow, say)
-        if folder.finished():
+    with contextlib.ExitStack() as held, StopSignals(kernel=in_notebook()) as signals:
+        watch = held.enter_context(processes.Watch(lambda: signals.number))
+
+        def claim() -> bool:
+            folder.create()
+            held.enter_context(RunLock(workdir, say=say))
+            folder.claim(raw, allow, say)
+            return folder.finished()
+
+        if processes.by_first("run folder", claim):
             say(f"{workdir} is finished: see report.json and report.html. Nothing to do; another --workdir starts anew")
             return
+        processes.in_turn("shared run folder", folder.check_shared)
         run = Run(config, folder, allow, say, signals)
-        folder.record(raw)
+        if processes.first():
+            folder.record(raw)
         with signals.deferred(), run.checkpoints, _writer(run) as writer:
-            loop(run, writer)
+            loop(run, writer, watch)
             run.checkpoints.wait()
         finish.finish(run, raw)
+        processes.part("end")
 
 
 def _writer(run: Run) -> Writer:
@@ -60,7 +71,7 @@ def _writer(run: Run) -> Writer:
     )
 
 
-def loop(run: Run, writer: Writer) -> None:
+def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
     """Steps until the duration is over or patience is. Raises Stopped after saving when a signal has come."""
     cadence, measure = run.cadence, Throughput(run)
     feed = _feed(run, writer)
@@ -79,7 +90,7 @@ def loop(run: Run, writer: Writer) -> None:
         if is_due(step, cadence.evaluate) or last:
             with measure.paused():
                 best = _evaluate(run, writer)
-        asked = run.signals.number  # read once: it may come at any instant
+        asked = watch.asked(step)  # read once: it may come at any instant
         # Not in the middle of a streak: what blew up must not push out what was good.
         due = is_due(step, cadence.checkpoint) and not int(run.state.bad_streak)
         if due or last or best or asked or _out_of_patience(run):
@@ -88,8 +99,10 @@ def loop(run: Run, writer: Writer) -> None:
         if asked:
             run.checkpoints.wait()
             where = run.folder.checkpoints / str(step)
+            processes.part("stop")
             raise Stopped(
-                f"{run.signals.name}: stopped after step {step:,}, saved in {where}; the same command goes on",
+                f"{signal.Signals(asked).name}: stopped after step {step:,}, saved in {where}; the same command goes "
+                "on",
                 128 + asked,
             )
     if _out_of_patience(run):

@@ -15,6 +15,7 @@ import pytest
 
 from jaxft import cache, runfolder
 from jaxft.config import parse
+from jaxft.processes import Watch
 from jaxft.registry import UserError
 from jaxft.run import Run, Tracker
 from jaxft.signals import StopSignals
@@ -223,7 +224,7 @@ def test_resuming_at_any_step_sees_the_same_batches_and_ends_in_the_same_bits(tm
 
     def end(start):
         with Writer(folder.path, total=run.cadence.total, tensorboard=False, wandb="", start=start) as writer:
-            loop(run, writer)
+            loop(run, writer, Watch(lambda: None))
         run.checkpoints.wait()
         return [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)], (folder.path / "batches.log").read_text()
 
