@@ -49,6 +49,8 @@ def join(coordinator: str, processes: int, rank: int) -> None:
 
 
 def _told() -> bool:
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == "1":  # a shell within an allocation
+        return False
     return any(name in os.environ for name in TOLD) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
 
 
@@ -96,7 +98,7 @@ def _posting(key: str) -> Iterator[Callable[[Any], None]]:
     """Gives a function that tells the others a value; what is raised within is told instead."""
     try:
         yield lambda value: _client().key_value_set(key, json.dumps({"value": value}))
-    except BaseException as error:
+    except BaseException as error:  # whatever it is, the others must not wait for this process; it goes on its way
         code = error.code if isinstance(error, UserError) else 1
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         _client().key_value_set(key, json.dumps({"error": said, "code": code}))

@@ -22,12 +22,8 @@ def start(
     those that train together. Raises UserError and Stopped, as `train`.
     """
     registries.check_names(config)
-    from jaxft import (
-        cache,
-        heap,
-        numerics,
-        processes,
-    )  # later: jax takes a second that who mistyped a name need not wait
+    # Later: jax takes a second that who mistyped a name need not wait.
+    from jaxft import cache, heap, numerics, processes
 
     processes.join(*among)
     from jaxft.train import train
