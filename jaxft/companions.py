@@ -74,13 +74,15 @@ def of(task: Any) -> dict[str, Companion]:
     return getattr(task, "companions", {})
 
 
-def resolve(task: Any, *, started: bool) -> Folders:
+def resolve(task: Any, *, started: bool, weights: bool = True) -> Folders:
     """The folders of the companions that begin with a checkpoint. Raises UserError where there is none.
 
-    `started`: the run has checkpoints of its own, so that those who train need no weights.
+    `started`: the run has checkpoints of its own, so that those who train need no weights. `weights`: any are needed.
     """
     return {
-        name: hub.resolve(wish.hf, weights=not (started and wish.trained), field=wish.field) if wish.hf else None
+        name: hub.resolve(wish.hf, weights=weights and not (started and wish.trained), field=wish.field)
+        if wish.hf
+        else None
         for name, wish in of(task).items()
     }
 

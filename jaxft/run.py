@@ -5,22 +5,18 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxft import build, companions, inputs, memory, processes, runfolder, scoring, sharding, state
+from jaxft import build, companions, inputs, memory, processes, rehearsal, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
-from jaxft.data import DATASETS
 from jaxft.hf import hub
-from jaxft.hf import load as hf_load
 from jaxft.metrics import better
-from jaxft.registry import UserError, bind, call
+from jaxft.registry import UserError
 from jaxft.signals import StopSignals
 from jaxft.step import TrainState
-from jaxft.tasks import TASKS
 
 Say = Callable[[str], None]
 
@@ -61,19 +57,21 @@ class Run:
     ):
         self.config, self.folder, self.allow, self.say, self.signals = config, folder, allow, say, signals
         self.mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
-        self._check_mesh()
+        rehearsal.check_mesh(config, self.mesh)
+        say(f"devices: {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}; mesh {rehearsal.shape(self.mesh)}")
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
         hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
-        self.reader, cfg, folders = self._rehearse(hf_folder)
+        rehearsed = rehearsal.rehearse(config, self.mesh, hf_folder, started=folder.started())
+        self.reader, folders = rehearsed.reader, rehearsed.folders
         if hf_folder is None:
             lend = functools.partial(companions.lend_tokenizer, folders, folder.tokenizer, config.input.length)
             processes.by_first("tokenizer", lend)
-        prepare = functools.partial(self.reader.prepare, config, cfg, folder.tokenizer, hf_folder, say)
+        prepare = functools.partial(self.reader.prepare, config, rehearsed.net.cfg, folder.tokenizer, hf_folder, say)
         self.inputs = processes.in_turn("data", prepare)
-        self.task = self.inputs.task
+        task = self.task = self.inputs.task
         self.cadence = self._cadence()
-        net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)
-        self.net = companions.attach(net, self.task, folders, config)
+        net = rehearsal.network(config, self.mesh, hf_folder, task.head, task.outputs, **self.inputs.fields)
+        self.net = companions.attach(net, task, folders, config)
         self.inputs.check(self.net.cfg)
         companions.check_inputs(self.net, self.inputs, config.input.length)
         self.author = self.inputs.author(self.net, config)
@@ -84,7 +82,7 @@ class Run:
         groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
         frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
-        for text in companions.described(self.net, self.task):
+        for text in companions.described(self.net, task):
             say(text)
         self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
         self.checkpoints.preflight(nbytes(self.plan.abstract))
@@ -93,50 +91,6 @@ class Run:
         self.state, self.step = self._restore_or_init()
         self.given = companions.given(self.net, config.seed)
         self.train_step, self.eval_step = self._compile()
-
-    def _check_mesh(self) -> None:
-        config, mesh = self.config, self.mesh
-        sharding.check_rules(config.sharding.params, config.sharding.activations)
-        shards = sharding.batch_shards(mesh, config.sharding.activations)
-        for field, rows in (
-            ("train.batch", config.train.batch // config.train.accumulate),
-            ("evaluate.batch", config.evaluate.batch),
-        ):
-            if rows % shards:
-                micro = " / train.accumulate" if field == "train.batch" and config.train.accumulate > 1 else ""
-                raise UserError(
-                    f"{field}{micro}={rows} rows are not divisible by the {shards} devices that share the batch "
-                    f"(mesh {_shape(mesh)}); use {-(-rows // shards) * shards}, "
-                    "or set mesh.tensor higher"
-                )
-        ruled = sharding.axes_of(config.sharding.params, config.sharding.activations)
-        for axis, size in mesh.shape.items():
-            if size > 1 and axis not in ruled:
-                raise UserError(
-                    f"mesh.{axis}={size}, but no rule of sharding.params or sharding.activations uses this axis: "
-                    "its devices would all do the same; set it to 1"
-                )
-        self.say(f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}; mesh " + _shape(mesh))
-
-    def _rehearse(self, hf_folder: Path | None) -> tuple[Any, Any, companions.Folders]:
-        """Builds task, network and optimizer without data: a wrong option is refused in seconds, not after minutes.
-
-        What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in that refuses nothing. Returns
-        the module that reads the inputs, the network's Config as far as it is known, and the companions' folders.
-        """
-        config = self.config
-        bind(DATASETS, config.data, "data")
-        task = call(TASKS, config.task, "task")
-        reader = inputs.of(task, build.family_of(config.model, _config_of(hf_folder)))
-        net = self._network(task.head, 2, hf_folder, **reader.placeholders(config))
-        folders = companions.resolve(task, started=self.folder.started())
-        net = companions.attach(net, task, folders, config)
-        total = steps(config.train.duration, "train.duration", per_epoch=1e6)
-        count = functools.partial(steps, config.schedule["warmup"], "schedule.warmup")
-        # A warm-up in epochs is as short as it can be without being none, which some schedules refuse.
-        warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
-        state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
-        return reader, net.cfg, folders
 
     def _cadence(self) -> Cadence:
         config = self.config
@@ -158,20 +112,6 @@ class Run:
         what = f"{examples:.0f} examples" + (f" of {each:.1f} {pieces} each" if pieces else "")
         self.say(f"steps: {total:,} of {config.train.batch} rows (about {what}); {per_epoch:.1f} an epoch")
         return cadence
-
-    def _network(self, head: str, outputs: int, hf_folder: Path | None, **given: Any) -> build.Network:
-        """The network of the config; `given` are fields that the data tell."""
-        config = self.config
-        family, cfg = build.family_config(config.model, _config_of(hf_folder), **given)
-        return build.network(
-            family,
-            cfg,
-            head=head,
-            outputs=outputs,
-            model=config.model,
-            rules=config.sharding,
-            mesh=self.mesh,
-        )
 
     def _restore_or_init(self) -> tuple[TrainState, int]:
         step = self.checkpoints.newest(fallback=True)
@@ -233,11 +173,3 @@ class Run:
         if self.author is not None:
             self.author.add(meter, split, params, last=last)
         return meter
-
-
-def _config_of(hf_folder: Path | None) -> dict[str, Any] | None:
-    return hf_load.read_config(hf_folder) if hf_folder else None
-
-
-def _shape(mesh: jax.sharding.Mesh) -> str:
-    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "of one device"

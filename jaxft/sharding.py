@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxft.registry import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "context", "expert")
+ACROSS = ("data", "fsdp")  # the axes that slices may share out, in this order
 # What they mean: jaxft/layers/__init__.py.
 LETTERS = (
     *("B", "L", "M", "S", "D", "F", "V", "T", "H", "G", "K", "Q"),
@@ -35,10 +38,34 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     Raises UserError where the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(sizes, len(devices))
-    # Auto: XLA propagates shardings between our constraints. jax.make_mesh defaults to Explicit, which every
-    # third-party operation would have to know about.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    grid = _arranged(mesh_shape(sizes, len(devices)), devices)
+    # Auto: XLA propagates shardings between our constraints. Explicit ones every third-party operation would have to
+    # know about.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices as a grid whose inner axes follow the fast links, and the outer ones what joins slices.
+
+    Slices (of TPUs; hosts of GPUs that no NVLink joins) share out `data`, and `fsdp` where that is not enough.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    between, left = [1] * len(shape), slices
+    for axis, name in enumerate(AXES):
+        if name in ACROSS:
+            between[axis] = math.gcd(shape[axis], left)
+            left //= between[axis]
+    if left > 1:
+        sizes = ", ".join(f"{axis}={shape[AXES.index(axis)]}" for axis in ACROSS)
+        raise UserError(
+            f"mesh: {sizes}: the devices are in {slices} slices, joined by a slower network, over which only "
+            f"{' and '.join(ACROSS)} are shared out; set mesh.data to a multiple of {slices}"
+        )
+    # A physical axis is split only where no whole one has the size that is asked for.
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within = [size // across for size, across in zip(shape, between, strict=True)]
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:
