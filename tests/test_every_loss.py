@@ -33,11 +33,12 @@ class Built(Run):
 
 @dataclass(frozen=True)
 class Case:
-    """batch: all rows of the train split, then an empty one. learn: batch -> (sums, gradient)."""
+    """batch: all rows of the train split, then an empty one. learn: batch -> (sums, gradient). blank: made-up rows."""
 
     name: str
     batch: dict[str, np.ndarray]
     learn: Any
+    blank: dict[str, np.ndarray]
 
     def only(self, keep_B: np.ndarray) -> dict[str, np.ndarray]:
         """The batch with empty rows in place of the others."""
@@ -84,6 +85,7 @@ def case(request, tmp_path_factory):
         request.param,
         batch,
         lambda batch: jax.device_get(learn(params, scoring.to_device(batch, run.batch_sharding))),
+        run.reader.blank(run.config, run.net.cfg, run.task),
     )
     run.checkpoints.close()
 
@@ -92,6 +94,18 @@ def teacher(folder):
     raw = every_task.config("cls", folder, train__duration="2 steps")
     train(raw, parse(raw), folder / "teacher", (), lambda text: None)
     return folder / "teacher" / "hf"
+
+
+# What only the data tell: how many choices there are, and how much room spans of short texts take.
+ASSUMED = ("multiple_choice", "span_corruption")
+
+
+def test_a_batch_without_data_is_laid_out_as_one_with_them(case):
+    assert case.blank.keys() == case.batch.keys()
+    for key, array in case.batch.items():
+        made = case.blank[key]
+        assert made.dtype == array.dtype and made.ndim == array.ndim and len(made) == 1, key
+        assert made.shape[1:] == array.shape[1:] or case.name in ASSUMED, key
 
 
 def test_every_task_has_a_config_here():

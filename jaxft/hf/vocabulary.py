@@ -40,6 +40,12 @@ def of(encoder: TextEncoder) -> Vocabulary:
     return Vocabulary(encoder.named.get("mask_token"), encoder.named.get("eos_token"), sentinels, special_V, begins_V)
 
 
+def blank(size: int) -> Vocabulary:
+    """Of a tokenizer that is not there, with all that a task may ask for: the last tokens are marks of T5's."""
+    none_V = np.zeros(size, bool)
+    return Vocabulary(1, 2, tuple(range(max(3, size - 100), size)), none_V, ~none_V)
+
+
 def difference(ours: TextEncoder, theirs: TextEncoder) -> str:
     """In what two tokenizers do not read texts alike, in words; "" where they do."""
     mine, other = (encoder.tokenizer.get_vocab(with_added_tokens=True) for encoder in (ours, theirs))

@@ -3,6 +3,7 @@
 placeholders(config)     stand-ins for the fields of a model's Config that only the data tell
 prepare(config, cfg, folder, hf_folder, say)    the data read, the task fitted to them: an `Inputs` (base.py)
 beside(config, cfg, folder, hf_folder)          writes what stands beside the weights of an export
+blank(config, cfg, task)        a batch of one row of made-up tokens, laid out as those of the data are; for plan.py
 
 and for the verbs that label rows:
 

@@ -22,6 +22,7 @@ from jaxft.registry import BadRow, Dropped, UserError
 from jaxft.tasks import Example
 
 placeholders = text.placeholders
+blank = functools.partial(text.blank, tags=True)
 
 
 @dataclass(frozen=True)

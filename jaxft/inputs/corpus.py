@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxft import cache
 from jaxft.config import Config
-from jaxft.data import corpus, tokens
+from jaxft.data import blanks, corpus, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.hf import tokenizer, vocabulary
 from jaxft.inputs import text
@@ -119,6 +119,14 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             say(line)
     change = task.change(vocabulary.of(encoder), cfg, functools.partial(_pieces, caches.values(), length))
     return CorpusInputs(task, hf_folder, dataset.splits, caches, encoder, length, config.seed, change)
+
+
+def blank(config: Config, cfg: Any, task: Any) -> Batch:
+    """A batch of one row that is a document, as the task changes it."""
+    length = text.checked_length(config, cfg)
+    held = blanks.cache([length], 0)
+    change = task.change(vocabulary.blank(cfg.vocab), cfg, functools.partial(_pieces, [held], length))
+    return change(corpus.assemble(held, np.zeros(1, np.int64), length), np.random.default_rng(0))
 
 
 def _tokenizer_of(made: Path, config: Config, folder: Path, hf_folder: Path | None) -> tokenizer.TextEncoder:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxft.config import Config
-from jaxft.data import pack, tokens
-from jaxft.data.pipeline import Batch, eval_batches
+from jaxft.data import blanks, pack, tokens
+from jaxft.data.pipeline import Batch, assemble, eval_batches
 from jaxft.hf.tokenizer import TextEncoder
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, read
@@ -33,6 +33,13 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     longest = row_length(length, caches)
     say(f"rows of {longest} tokens, with room for {longest // length} texts of {length} each")
     return text.TextInputs(task, hf_folder, dataset.splits, caches, encoder, longest, made)
+
+
+def blank(config: Config, cfg: Any, task: Any, *, tags: bool = False) -> Batch:
+    """As text.blank, of as many texts as the task compares."""
+    held = blanks.cache([text.checked_length(config, cfg)] * task.compared, None if tags else task.blank, tags=tags)
+    made = plans(config, {"": held})[""]
+    return assemble(held, made, np.zeros(1, np.int64), row_length(config.input.length, {"": held}))
 
 
 def row_length(length: int, caches: Mapping[str, Any]) -> int:

@@ -113,6 +113,13 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     return ImageInputs(task, hf_folder, dataset.splits, caches, processor, augment, config.input.length)
 
 
+def blank(config: Config, cfg: Any, task: Any) -> Batch:
+    """A batch of one black image."""
+    processor = _processor(cfg, None)
+    pixels = np.zeros((1, processor.side, processor.side, processor.channels), np.uint8)
+    return _batch(processor, pixels, np.zeros(1, np.int32), np.zeros(1, np.int64), config.input.length)
+
+
 def beside(config: Config, cfg: Any, folder: Path, hf_folder: Path | None) -> Callable[[Path], object]:
     """Writes the processor of a run into an export."""
     return lambda target: hf_processor.write(target, _processor(cfg, hf_folder))

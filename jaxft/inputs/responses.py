@@ -91,6 +91,14 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
     return ResponseInputs(task, hf_folder, splits, caches, made.encoder, length, plans, kinds, {})
 
 
+def blank(config: Config, cfg: Any, task: Any) -> Batch:
+    """As groups.blank, with what ResponseInputs adds."""
+    batch = groups.blank(config, cfg, task, tags=True)
+    told = {"kind": np.zeros(task.compared, np.int32)}
+    told |= {"reference": np.zeros(task.compared, np.float32)} if task.needs_reference else {}
+    return batch | {name: _slots(batch, value_X, 0) for name, value_X in told.items()}
+
+
 def encode(made: chat.Format, texts: Sequence[tuple[Any, str | None]]) -> list[Any]:
     """As Format.encode, of whole groups. Pairs whose responses are equal tokens prefer nothing: they are left out."""
     encoded: list[Any] = made.encode(texts)

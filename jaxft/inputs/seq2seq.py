@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxft import cache, disk
 from jaxft.config import Config
-from jaxft.data import pairs, tokens
+from jaxft.data import blanks, pairs, tokens
 from jaxft.data.pairs import Pairs
 from jaxft.data.pipeline import Batch
 from jaxft.data.source import fingerprint, quoted
@@ -163,6 +163,14 @@ def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say:
             say(f"{name}: {_listed(held, [(split.where(int(sources.row[x])), why) for x, why in dropped])}")
     caches = {name: held.sources for name, held in made.items()}
     return PairInputs(task, hf_folder, dataset.splits, caches, encoder, length, target_encoder, made)
+
+
+def blank(config: Config, cfg: Any, task: Any) -> Batch:
+    """A batch of one row that a single pair fills."""
+    length, target_length = text.checked_length(config, cfg), task.target_length
+    sources, targets = blanks.cache([length]), blanks.cache([target_length])
+    plan = _plan(sources, targets, length, target_length, max_segments=config.input.pack, seed=0)
+    return Pairs(sources, targets, plan, length, target_length, 0).assemble(np.zeros(1, np.int64))
 
 
 def _check_end(encoder: Any) -> None:

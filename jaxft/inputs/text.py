@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxft import cache
 from jaxft.config import Config
-from jaxft.data import pack, pipeline, tokens
+from jaxft.data import blanks, pack, pipeline, tokens
 from jaxft.data.pipeline import Batch
 from jaxft.hf import tokenizer, trainers
 from jaxft.inputs import PIECES, base
@@ -110,6 +110,13 @@ def prepare(
         config, dataset, lambda split: cache_of(task, encoder, encode, split, length, config.input.on_bad), say
     )
     return TextInputs(task, hf_folder, dataset.splits, caches, encoder, length, plans)
+
+
+def blank(config: Config, cfg: Any, task: Any, *, tags: bool = False, chars: bool = False) -> Batch:
+    """A batch of one row that a single example fills (data/blanks.py)."""
+    length = checked_length(config, cfg)
+    held = blanks.cache([length], None if tags else task.blank, tags=tags, chars=chars)
+    return pipeline.assemble(held, _plans(config, {"": held})[""], np.zeros(1, np.int64), length)
 
 
 def _plans(config: Config, caches: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jaxft.registry import call
 from jaxft.tasks import TASKS
 
 placeholders = groups.placeholders
+blank = groups.blank
 prepare = groups.prepare
 
 

@@ -1,5 +1,6 @@
 """Questions with contexts of any length: as text.py, a row's context in as many windows as it needs."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jaxft.metrics import spans
 
 placeholders = text.placeholders
 beside = text.beside
+blank = functools.partial(text.blank, tags=True, chars=True)
 
 
 def prepare(config: Config, cfg: Any, folder: Path, hf_folder: Path | None, say: Say) -> text.TextInputs:

@@ -11,6 +11,7 @@ from jaxft.inputs import text
 
 placeholders = text.placeholders
 beside = text.beside
+blank = functools.partial(text.blank, tags=True)
 prepare = functools.partial(text.prepare, encode=tokenizer.TextEncoder.encode_words)
 
 

@@ -44,6 +44,10 @@ class Multilabel(TextTask):
         labels.check_distinct(self.label_columns, "task.label")
 
     @property
+    def blank(self) -> list[float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return [0.0] * len(self.classes)
+
+    @property
     def label_columns(self) -> tuple[str, ...]:
         return tuple(column.strip() for column in self.label.split(","))
 

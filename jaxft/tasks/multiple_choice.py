@@ -38,6 +38,7 @@ class MultipleChoice(Classless):
     head: ClassVar[str] = "multiple_choice"
     read: ClassVar[float] = 0.0  # share of a row's tokens whose vectors the head is given: a few, not worth counting
     outputs: ClassVar[int] = 1
+    blank: ClassVar[object] = 0  # a label like those of the data (data/blanks.py)
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
     columns: ClassVar[dict[str, str]] = {"text": "question", "stem": "", "choices": "choices", "label": "label"}
 
@@ -51,6 +52,11 @@ class MultipleChoice(Classless):
     @functools.cached_property
     def _columns(self) -> list[str]:
         return [name.strip() for name in self.choices.split(",")]
+
+    @property
+    def compared(self) -> int:
+        """Choices of a row; lists are taken to have four."""
+        return len(self._columns) if len(self._columns) > 1 else 4
 
     def check_columns(self, splits: Splits, *, labelled: bool = True, option: str = "task.") -> None:
         """As TextTask.check_columns."""

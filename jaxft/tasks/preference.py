@@ -78,6 +78,11 @@ class Preference(Conversations):
             )
 
     @property
+    def compared(self) -> int:
+        """Responses that share a row."""
+        return (1 if self.label else 2) + (self.objective == "kto")
+
+    @property
     def needs_reference(self) -> bool:
         return self.objective != "orpo"
 

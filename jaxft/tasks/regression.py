@@ -19,6 +19,7 @@ from jaxft.tasks.text import Row, Splits, TextTask, cell, labels_in
 class Regression(TextTask):
     """The label column holds numbers. They are learned as they are: the exported model predicts in their unit."""
 
+    blank: ClassVar[object] = 0.0
     metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "mae", "mse", "loss")
 
     def fit(self, splits: Splits, label_names: Mapping[str, Sequence[str]]) -> Self:

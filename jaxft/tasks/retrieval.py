@@ -29,6 +29,7 @@ class Retrieval(Vectors):
     scale: float  # 20 is common: 1 / temperature
     symmetric: bool
 
+    blank: ClassVar[object] = 0
     metrics: ClassVar[tuple[str, ...]] = ("mrr_10", "recall_1", "recall_10", "ndcg_10", "loss")
     columns: ClassVar[dict[str, str]] = {"text": "text", "pair": "pair", "negatives": ""}
 
@@ -36,6 +37,11 @@ class Retrieval(Vectors):
         super().__post_init__()
         if not self.scale > 0:
             raise UserError(f"task.scale={self.scale} must be above 0; 20 is common")
+
+    @property
+    def compared(self) -> int:
+        """Texts of a row; where there is a column of negatives, lists are taken to have one."""
+        return 3 if self.negatives else 2
 
     def further_columns(self) -> list[tuple[str, str]]:
         return [("negatives", self.negatives)] if self.negatives else []

@@ -23,6 +23,8 @@ class Similarity(Vectors):
     label: str
     most: float
 
+    blank: ClassVar[object] = 0.0
+    compared: ClassVar[int] = 2
     metrics: ClassVar[tuple[str, ...]] = ("spearman", "pearson", "mse", "loss")
     columns: ClassVar[dict[str, str]] = {"text": "text", "pair": "pair", "label": "label"}
 

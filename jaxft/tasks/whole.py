@@ -7,6 +7,7 @@ import jax
 
 
 class Whole:
+    blank: ClassVar[object] = 0  # a label like those of the data (data/blanks.py)
     read: ClassVar[float] = 0.0  # share of a row's tokens whose vectors the head is given: a few, not worth counting
     head: ClassVar[str] = "sequence"  # one logit vector per segment of a packed row
 
