@@ -4,6 +4,7 @@ What only the data tell (classes, vocabulary, steps in an epoch) has a stand-in 
 is refused in seconds, not after minutes; and a step can be compiled for machines that are not there (plan.py).
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def rehearse(
     bind(DATASETS, config.data, "data")
     task = call(TASKS, config.task, "task")
     reader = inputs.of(task, build.family_of(config.model, read_config(hf_folder)))
-    net = network(config, mesh, hf_folder, task.head, CLASSES, **reader.placeholders(config))
+    net = network(config, mesh, hf_folder, task.head, standing(task).outputs, **reader.placeholders(config))
     folders = companions.resolve(task, started=started, weights=weights)
     net = companions.attach(net, task, folders, config)
     total = steps(config.train.duration, "train.duration", per_epoch=1e6)
@@ -53,6 +54,13 @@ def rehearse(
     warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
     plan = state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
     return Rehearsal(task, reader, net, plan, folders)
+
+
+def standing(task: Any) -> Any:
+    """The task with stand-ins for the classes that it finds in the data."""
+    if hasattr(task, "classes") and not task.classes:
+        return dataclasses.replace(task, classes=tuple(map(str, range(CLASSES))))
+    return task
 
 
 def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outputs: int, **given: Any) -> build.Network:

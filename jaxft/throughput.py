@@ -10,8 +10,20 @@ import jax
 from jaxft.chips import peak_flops
 
 
+def model_flops(net: Any, task: Any, attended: float) -> float:
+    """Model FLOPs of a token that attends over `attended` tokens, forward and backward, companions included.
+
+    What is computed again in the backward pass does not count.
+    """
+    total = _flops(net, attended, task.read)
+    for beside in net.companions.values():  # who only answers goes forward alone, a third of the work
+        whole = _flops(beside.net, attended, beside.wish.read)
+        total += whole if beside.wish.trained else whole / 3
+    return total
+
+
 def _flops(net: Any, attended: float, read: float) -> float:
-    """Model FLOPs of a token of which so many others are `attended`, forward and backward, with a head of words."""
+    """Of one network, with a head of words."""
     words = 6 * read * net.cfg.vocab * net.cfg.d_model if net.head.endswith("_lm") else 0.0
     return net.family.flops_per_token(net.cfg, attended, read) + words
 
@@ -24,10 +36,7 @@ class Throughput:
         batch = run.config.train.batch
         self.examples_per_step = run.inputs.examples_to_train / rows * batch
         self.tokens_per_step = float(lengths.sum()) / rows * batch
-        self.flops_per_token = _flops(run.net, run.inputs.attended, run.task.read)
-        for beside in run.net.companions.values():  # who only answers goes forward alone, a third of the work
-            whole = _flops(beside.net, run.inputs.attended, beside.wish.read)
-            self.flops_per_token += whole if beside.wish.trained else whole / 3
+        self.flops_per_token = model_flops(run.net, run.task, run.inputs.attended)
         self.flops_text = run.net.family.Model.FLOPS_PER_TOKEN
         peak = peak_flops(run.mesh.devices.flat[0])
         self.peak = peak * run.mesh.size if peak else None

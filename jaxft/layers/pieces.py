@@ -113,28 +113,34 @@ def _summed_forward(
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     words_VD = whole_rows(table_VD, x_BLD.dtype)
 
-    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
-        x, weights, aim = piece
+    def of_rows(x: jax.Array, weights: jax.Array, aim: Any) -> Any:
         loss, pull, hits = jax.vjp(
             lambda x, words, bias: _loss(how, x, words, bias, weights, aim, more), x, words_VD, bias_V, has_aux=True
         )
-        g_x, g_words, g_bias = pull(jnp.ones_like(loss))
-        sums, g_table, g_bias_sum = total
-        sums = jax.tree.map(jnp.add, sums, (loss, hits))
-        g_bias_sum = jax.tree.map(lambda a, b: a + b.astype(a.dtype), g_bias_sum, g_bias)
-        return (sums, g_table + constrain(g_words.astype(jnp.float32), "V_"), g_bias_sum), g_x
+        return (loss, hits), *pull(jnp.ones_like(loss))
 
-    zero = jnp.zeros((), jnp.float32)
-    start = (
-        (zero, zero),
-        constrain(jnp.zeros(table_VD.shape, jnp.float32), "V_"),
-        jax.tree.map(lambda bias: jnp.zeros(bias.shape, jnp.float32), bias_V),
-    )
+    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
+        sums, g_x, *g_words = sharding.by_share(of_rows, *piece)
+        new = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (sums, *g_words))
+        return _apart(new), g_x.reshape(piece[0].shape)
+
+    zero, P = jnp.zeros((), jnp.float32), sharding.shares(x_BLD.shape[0])
+    start = jax.tree.map(lambda like: jnp.zeros((P, *like.shape), jnp.float32), ((zero, zero), table_VD, bias_V))
     pieces = cut(_words(table_VD, more), x_BLD, weights_BL, aim)
-    (sums, g_table_VD, g_bias_V), g_NBLD = jax.lax.scan(add, start, pieces)
+    totals, g_NBLD = jax.lax.scan(add, _apart(start), pieces)
+    sums, g_table_VD, g_bias_V = jax.tree.map(lambda total: total.sum(0), totals)
     g_BLD = joined(g_NBLD, x_BLD.shape[1])
     like = jax.tree.map(lambda leaf: jnp.zeros((0,), leaf.dtype), (x_BLD, table_VD, bias_V))
     return sums, ((g_BLD, g_table_VD, g_bias_V), like)
+
+
+def _apart(totals: Any) -> Any:
+    """(sums, gradient of the table, of the bias), of the rows of each share of the batch: [P, ...] where they belong.
+
+    They meet once, after the last piece: in each they would be sent as often as there are pieces.
+    """
+    sums, g_table_PVD, g_bias_PV = totals
+    return sums, constrain(g_table_PVD, "BV_"), None if g_bias_PV is None else constrain(g_bias_PV, "BV")
 
 
 def _summed_backward(how: Any, saved: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:

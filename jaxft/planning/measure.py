@@ -1,0 +1,135 @@
+"""A config on devices that need not be there: its train step compiled, and what the program says of itself."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from jaxft import rehearsal, sharding, state
+from jaxft.config import Config
+from jaxft.planning import hlo, matmuls, topology, traffic
+from jaxft.throughput import model_flops
+
+REMATERIALIZED = "Involuntary full rematerialization"  # XLA copies a whole array to every device on the way
+
+
+@dataclass(frozen=True)
+class Step:
+    """A train step as it was compiled. Bytes and FLOPs are of one device, but for `model_flops`, of all together.
+
+    too_many: bytes that the compiler says there are too many; then nothing after `batch` is known but `total`.
+    """
+
+    mesh: dict[str, int]
+    parameters: int
+    optimizer: int
+    other_state: int  # frozen parameters, moving average, companions that only answer
+    host: int  # of the optimizer's, those that live in the host's memory
+    batch: int
+    seconds: float  # of the compiler
+    tokens: int  # of a step, all rows full
+    flops: float
+    flops_known: bool  # no loop whose turns are not known
+    model_flops: float  # forward and backward, by the family's convention, nothing computed twice
+    total: float  # bytes a device at the worst instant
+    too_many: float = 0
+    activations: float = 0  # of the temporaries those that wait for the backward pass
+    temporaries: float = 0  # all others: gradients, what is gathered, what a layer works with
+    memory_bytes: float = 0  # read and written in a step
+    collectives: tuple[traffic.Collective, ...] = ()
+    rematerialized: int = 0
+    text: str = dataclasses.field(default="", repr=False)
+
+
+def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> Step:
+    """Compiles the step of `config` for `devices`. Raises UserError where the config is wrong or does not fit them.
+
+    `hf_folder` is that of model.hf, of which config.json is enough. A lack of memory is no error, but told.
+    """
+    mesh = sharding.make_mesh(dataclasses.asdict(config.mesh), devices)
+    rehearsal.check_mesh(config, mesh)
+    rehearsed = rehearsal.rehearse(config, mesh, hf_folder, weights=False)
+    task, net, plan = rehearsed.task, rehearsed.net, rehearsed.plan
+    blank = rehearsed.reader.blank(config, net.cfg, rehearsal.standing(task))
+    batch = _batch(blank, config, mesh)
+    given = _given(net)
+    step = state.training_step(net, task, plan, config)
+    flops, known = matmuls.flops(step, plan.abstract, batch, given)
+    tokens = config.train.batch * blank["segment"].shape[-1]
+    parts = plan.abstract
+    told = {
+        "mesh": dict(mesh.shape),
+        "parameters": _bytes(parts.params),
+        "optimizer": _bytes(parts.opt),
+        "other_state": _bytes((parts.frozen, parts.ema, given)),
+        "host": _bytes(parts.opt, "pinned_host"),
+        "batch": _bytes(batch),
+        "tokens": tokens,
+        "flops": flops / mesh.size,
+        "flops_known": known,
+        "model_flops": tokens * model_flops(net, task, attended=float(blank["segment"].shape[-1])),
+    }
+    started = time.perf_counter()
+    with topology.silent() as said:
+        compiled, short = _compiled(step, plan.abstract, batch, given)
+    told["seconds"] = time.perf_counter() - started
+    if compiled is None:
+        return Step(**told, total=short[0], too_many=short[1])
+    return Step(**told, **_read(compiled, mesh.size), rematerialized=sum(REMATERIALIZED in line for line in said))
+
+
+def _compiled(step: Any, *arguments: Any) -> tuple[Any, tuple[float, float]]:
+    """(the program, None), or (None, (bytes needed, bytes too many)) where it has no room."""
+    lowered = step.lower(*arguments)
+    try:
+        return lowered.compile(), (0.0, 0.0)
+    except jax.errors.JaxRuntimeError as error:
+        told = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not told:
+            raise
+        used, there = (float(told[i]) * 1024 ** " KMGT".index(told[i + 1] or " ") for i in (1, 3))
+        return None, (used, used - there)
+
+
+def _read(compiled: Any, devices: int) -> dict[str, Any]:
+    text = compiled.as_text()
+    module, sizes = hlo.read(text), compiled.memory_analysis()
+    kept = min(traffic.kept(module), sizes.temp_size_in_bytes)
+    return {
+        "activations": kept,
+        "temporaries": sizes.temp_size_in_bytes - kept,
+        "total": sizes.argument_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes,
+        "memory_bytes": traffic.memory_bytes(module),
+        "collectives": tuple(traffic.collectives(module, devices)),
+        "text": text,
+    }
+
+
+def _batch(blank: Mapping[str, np.ndarray], config: Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    where = sharding.batch_sharding(mesh, config.sharding.activations)
+    return {
+        name: jax.ShapeDtypeStruct((config.train.batch, *array.shape[1:]), array.dtype, sharding=where)
+        for name, array in blank.items()
+    }
+
+
+def _given(net: Any) -> dict[str, Any]:
+    """The parameters of companions that only answer, as companions.given has them."""
+    answering = {name: beside for name, beside in net.companions.items() if not beside.wish.trained}
+    return {name: unflatten_dict(beside.net.abstract, sep="/") for name, beside in answering.items()}
+
+
+def _bytes(tree: Any, kind: str = "") -> int:
+    """Bytes of a tree on one device; with `kind` of what lives in that memory alone."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not kind or leaf.sharding.memory_kind == kind]
+    return sum(int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in leaves)
