@@ -63,6 +63,7 @@ class Train:
     layer_decay: float  # learning-rate factor from one layer to the one below; 1 switches it off
     freeze: tuple  # regexes of parameter paths that keep their values
     ema: float  # decay of a moving average of the weights, used for evaluation and export; 0 switches it off
+    offload: bool  # keep the optimizer's state in the host's memory between updates
     max_bad_steps: int  # non-finite updates in a row before the run stops
     log_every: str  # cadence
 

@@ -205,7 +205,7 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
 
 
 def shares(rows: int) -> int:
-    """Into how many pieces a batch of `rows` is cut inside `activations`; 1 outside, and where they do not divide it."""
+    """Into how many pieces a batch of `rows` is cut inside `activations`; 1 outside, and where it does not divide."""
     active = _active.get()
     n = 1 if active is None else batch_shards(active.mesh, active.rules)
     return 1 if rows % n else n

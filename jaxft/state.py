@@ -1,5 +1,6 @@
 """The state of a run before it has numbers: optimizer, what is frozen, where each leaf lives."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from jaxft.build import Network
 from jaxft.config import Config
 from jaxft.layers.loss import combined
 from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
+from jaxft.optim.moments import SMALLEST
 from jaxft.registry import bind, call
 from jaxft.step import TrainState, make_train_step, new_state
 
@@ -64,6 +66,8 @@ def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
 
     shapes = jax.eval_shape(new, tree)
     where = state_shardings(shapes, tree, net.mesh)
+    if config.train.offload:
+        where = dataclasses.replace(where, opt=jax.tree.map(_on_host, where.opt, shapes.opt))
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
     return Plan(tx, abstract, new)
 
@@ -158,6 +162,11 @@ def state_shardings(state: TrainState, params: Any, mesh: jax.sharding.Mesh) -> 
         return sharding.replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(where, state)
+
+
+def _on_host(where: Any, leaf: Any) -> Any:
+    """What is worth it: a few numbers stay on the device."""
+    return where.with_memory_kind("pinned_host") if leaf.size >= SMALLEST else where
 
 
 def _as_far(like: Any, leaf: Any, mesh: jax.sharding.Mesh) -> Any:

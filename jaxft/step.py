@@ -101,7 +101,8 @@ def _updated(
     state: TrainState, grads: Params, tx: optax.GradientTransformationExtraArgs, ema: float, finite: jax.Array
 ) -> TrainState:
     """The next state; where `finite` is False only the counters move."""
-    updates, opt = tx.update(grads, state.opt, state.params, step=state.step)
+    before = on_device(state.opt)
+    updates, opt = tx.update(grads, before, state.params, step=state.step)
     params = optax.apply_updates(state.params, updates)
     average = None
     if state.ema is not None:
@@ -114,14 +115,19 @@ def _updated(
         step=state.step + 1,
         params=keep(params, state.params),
         frozen=state.frozen,
-        opt=keep(opt, state.opt),
+        opt=keep(opt, before),
         ema=keep(average, state.ema),
         skipped=state.skipped + (~finite).astype(jnp.int32),
         bad_streak=jnp.where(finite, 0, state.bad_streak + 1),
     )
 
 
+def on_device(tree: Any) -> Any:
+    """The tree where it can be computed with: what the host keeps (train.offload) is fetched."""
+    return jax.device_put(tree, jax.memory.Space.Device)
+
+
 @jax.jit
 def all_finite(params: Params) -> jax.Array:
     """Whether every number of a tree is finite: an update from finite gradients can still overflow."""
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+    return jnp.all(jnp.stack([jnp.isfinite(on_device(leaf)).all() for leaf in jax.tree.leaves(params)]))

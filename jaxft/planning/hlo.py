@@ -124,7 +124,7 @@ def read(text: str) -> Module:
 def _instruction(name: str, root: bool, rest: str) -> Instruction:
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     kind, rest = rest[:end], rest[end:].lstrip()
-    op, _, behind = rest.partition("(")
+    op = rest.partition("(")[0]
     close = _closing(rest, len(op))
     given = rest[len(op) + 1 : close]
     return Instruction(
