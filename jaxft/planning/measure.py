@@ -24,7 +24,7 @@ REMATERIALIZED = "Involuntary full rematerialization"  # XLA copies a whole arra
 class Step:
     """A train step as it was compiled. Bytes and FLOPs are of one device, but for `model_flops`, of all together.
 
-    too_many: bytes that the compiler says there are too many; then nothing after `batch` is known but `total`.
+    too_many: bytes that the compiler says there are too many; then nothing after `total` is known.
     """
 
     mesh: dict[str, int]
@@ -32,8 +32,8 @@ class Step:
     optimizer: int
     other_state: int  # frozen parameters, moving average, companions that only answer
     host: int  # of the optimizer's, those that live in the host's memory
-    batch: int
-    seconds: float  # of the compiler
+    batch_bytes: int
+    compile_seconds: float
     tokens: int  # of a step, all rows full
     flops: float
     flops_known: bool  # no loop whose turns are not known
@@ -70,7 +70,7 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
         "optimizer": _bytes(parts.opt),
         "other_state": _bytes((parts.frozen, parts.ema, given)),
         "host": _bytes(parts.opt, "pinned_host"),
-        "batch": _bytes(batch),
+        "batch_bytes": _bytes(batch),
         "tokens": tokens,
         "flops": flops / mesh.size,
         "flops_known": known,
@@ -78,23 +78,31 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
     }
     started = time.perf_counter()
     with topology.silent() as said:
-        compiled, short = _compiled(step, plan.abstract, batch, given)
-    told["seconds"] = time.perf_counter() - started
+        held = sum(told[name] for name in ("parameters", "optimizer", "other_state", "batch_bytes")) - told["host"]
+        compiled, short = _compiled(step.lower(plan.abstract, batch, given), held)
+    told["compile_seconds"] = time.perf_counter() - started
     if compiled is None:
         return Step(**told, total=short[0], too_many=short[1])
     return Step(**told, **_read(compiled, mesh.size), rematerialized=sum(REMATERIALIZED in line for line in said))
 
 
-def _compiled(step: Any, *arguments: Any) -> tuple[Any, tuple[float, float]]:
-    """(the program, None), or (None, (bytes needed, bytes too many)) where it has no room."""
-    lowered = step.lower(*arguments)
+# "Used 30.2G of 15.75G hbm", "temporaries (30.12G) exceeds available HBM (15.75G)".
+_SIZES = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])", re.IGNORECASE)
+
+
+def _compiled(lowered: Any, arguments: float) -> tuple[Any, tuple[float, float]]:
+    """(the program, (0, 0)), or (None, (bytes needed, bytes too many)) where it has no room.
+
+    `arguments`: bytes that a device holds when the step begins, which some messages leave out.
+    """
     try:
         return lowered.compile(), (0.0, 0.0)
     except jax.errors.JaxRuntimeError as error:
-        told = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", str(error))
+        told = _SIZES.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or not told:
             raise
-        used, there = (float(told[i]) * 1024 ** " KMGT".index(told[i + 1] or " ") for i in (1, 3))
+        used, there = (float(told[i]) * 1024 ** " KMGT".index(told[i + 1].upper()) for i in (1, 3))
+        used += arguments if "temporaries" in str(error) else 0
         return None, (used, used - there)
 
 

@@ -1,7 +1,7 @@
 """How long a step takes at the least, by what its chips can do: arithmetic, memory, links, and the slower network.
 
-Each of the four as if it had the machine to itself. The step takes at least as long as the longest, where all the others
-hide behind it, and no longer than their sum but for what nobody counts here (latencies, small operations). Ring
+Each of the four as if it had the machine to itself. The step takes at least as long as the longest, behind which all
+others may hide, and no longer than their sum but for what nobody counts here (latencies, small operations). Ring
 algorithms; a link of a torus is used both ways. Source: "How to Scale Your Model" (jax-ml.github.io/scaling-book),
 chapters 1 to 3.
 """
@@ -58,11 +58,6 @@ def times(step: Step, chip: Chip, slices: Sequence[int]) -> Times:
         links if chip.link else None,
         network if chip.network else None,
     )
-
-
-def utilisation(step: Step, devices: int, chip: Chip, seconds: float) -> float:
-    """Model FLOPs a second as a share of the peak of all devices."""
-    return step.model_flops / (devices * chip.flops * seconds)
 
 
 def seconds(one: Collective, n: int, link: float) -> float:
