@@ -17,8 +17,16 @@ from jaxft.registry import lookup
 from jaxft.train import train
 from tests.verbs_run import ROOT, reviews, write_rows
 
-FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "prepare"))
-VARIANTS = [(name, variant) for name in FILES for variant in importlib.import_module(f"configs.{name}").VARIANTS]
+ROOM = ROOT / "configs"
+FILES = sorted(str(path.relative_to(ROOM).with_suffix("")) for path in ROOM.rglob("*.py"))
+FILES = [name for name in FILES if not name.endswith("__init__") and name != "prepare"]
+
+
+def module(name):
+    return importlib.import_module(f"configs.{name.replace('/', '.')}")
+
+
+VARIANTS = [(name, variant) for name in FILES for variant in module(name).VARIANTS]
 SECTIONS = {
     field.name: kind
     for field in dataclasses.fields(Config)
@@ -27,7 +35,7 @@ SECTIONS = {
 
 
 def load(name, variant):
-    return importlib.import_module(f"configs.{name}").get_config(variant).to_dict()
+    return module(name).get_config(variant).to_dict()
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
@@ -53,7 +61,7 @@ def test_a_call_section_shows_every_option_of_its_function_that_has_no_default(n
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_its_docstring_has_the_command_that_runs_it(name, variant):
-    text = importlib.import_module(f"configs.{name}").__doc__
+    text = module(name).__doc__
     assert f"python -m jaxft.main --config=configs/{name}.py" in text and f":{variant}" in text
 
 

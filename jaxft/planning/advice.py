@@ -21,13 +21,15 @@ def advice(config: Config, step: Step, limit: float) -> list[str]:
     """How many bytes are too many, and knobs with the bytes that each saves. `limit`: bytes that a device has."""
     over = step.total - limit
     first = f"{over:,.0f} bytes ({over / GIB:.2f} GiB) too many on each device"
-    knobs = sorted((knob for knob in _knobs(config, step) if knob.saved > GIB / 100), key=lambda knob: -knob.saved)
+    knobs = sorted(
+        (knob for knob in _knobs(config, step, limit) if knob.saved > GIB / 100), key=lambda knob: -knob.saved
+    )
     if not knobs:
         return [first, "take a larger topology, or a smaller model"]
     return [first, *(f"{k.text}: saves {'up to ' * k.most}{k.saved / GIB:.2f} GiB" for k in knobs)]
 
 
-def _knobs(config: Config, step: Step) -> Iterator[Knob]:
+def _knobs(config: Config, step: Step, limit: float) -> Iterator[Knob]:
     state, moments = step.parameters + step.optimizer + step.other_state, step.optimizer - step.host
     # Where the compiler found no room it does not say what waits for the backward pass: then all of its work.
     work = step.activations or max(0.0, step.total - state - step.batch_bytes)
@@ -46,10 +48,16 @@ def _knobs(config: Config, step: Step) -> Iterator[Knob]:
         config.model.remat
     ]:
         yield Knob(work * share, f"model.remat={remat!r} (computes more again)", True)
-    if config.train.batch // config.train.accumulate > data * step.mesh["fsdp"] * step.mesh["expert"]:
-        pieces = 2 * config.train.accumulate
-        yield Knob(work / 2, f"train.accumulate={pieces} (the same batch in {pieces} pieces)", True)
+    most = config.train.batch // config.train.accumulate // (data * step.mesh["fsdp"] * step.mesh["expert"])
+    enough = next((n for n in _divisors(most) if step.total - work * (1 - 1 / n) <= limit), most)
+    if enough > 1:
+        pieces = enough * config.train.accumulate
+        yield Knob(work * (1 - 1 / enough), f"train.accumulate={pieces} (the same batch in {pieces} pieces)", True)
     if step.mesh["fsdp"] % 2 == 0:
         yield Knob(work / 2, f"mesh.tensor={2 * step.mesh['tensor']}, mesh.fsdp={step.mesh['fsdp'] // 2}", True)
     if config.train.ema:
         yield Knob(step.parameters, "train.ema=0.0 (no moving average)", False)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(2, number + 1) if number % n == 0]

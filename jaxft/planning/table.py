@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxft.chips import GIB
 
+MIB = 2**20
 Told = Mapping[str, Any]
 
 
@@ -28,7 +29,7 @@ def lines(told: Told) -> Iterator[str]:
 
 def verdict(told: Told) -> str:
     """The same in one line."""
-    text = f"{gib(told['total'])} GiB a device"
+    text = f"{_in(GIB, told['total'])} GiB a device"
     if "seconds_of" not in told:
         return text
     least = f"{1000 * told['seconds_at_least']:.1f} ms a step at least"
@@ -48,19 +49,26 @@ def _memory(told: Told) -> list[str]:
     }
     if told["too_many"]:  # then the compiler does not part them
         parts["all that it works with"] = told["total"] - sum(parts.values())
-    body = [(name, gib(size), _share(size, limit)) for name, size in parts.items() if size]
-    body.append(("together", gib(told["total"]), _share(told["total"], limit)))
-    body += [("there are", gib(limit), "")] if limit else []
-    body += [("optimizer with the host", gib(told["host"]), "")] if told["host"] else []
-    return rows(("memory of a device", "GiB", "of it"), body)
+    name, unit = _unit(told["total"])
+    body = [(part, _in(unit, size), _share(size, limit)) for part, size in parts.items() if size]
+    body.append(("together", _in(unit, told["total"]), _share(told["total"], limit)))
+    body += [("there are", _in(unit, limit), "")] if limit else []
+    body += [("optimizer with the host", _in(unit, told["host"]), "")] if told["host"] else []
+    return rows(("memory of a device", name, "of it"), body)
 
 
 def _traffic(found: Sequence[Told]) -> list[str]:
+    name, unit = _unit(sum(one["bytes"] for one in found))
     body = [
-        (f"{one['kind']} of {one['devices']}", f"{one['count']:,}", gib(one["bytes"]), gib(one["bytes_sent"]))
+        (
+            f"{one['kind']} of {one['devices']}",
+            f"{one['count']:,}",
+            _in(unit, one["bytes"]),
+            _in(unit, one["bytes_sent"]),
+        )
         for one in found
     ]
-    return rows(("collective", "a step", "GiB given", "GiB sent"), body) if body else ["no collectives"]
+    return rows(("collective", "a step", f"{name} given", f"{name} sent"), body) if body else ["no collectives"]
 
 
 def _times(told: Told) -> list[str]:
@@ -68,7 +76,7 @@ def _times(told: Told) -> list[str]:
     chip = told["chip"]
     work = {
         "compute": (f"{told['flops']:.4g} FLOP", f"{chip['flops']:.4g}/s"),
-        "memory": (f"{gib(told['memory_bytes'])} GiB", _rate(chip["bandwidth"])),
+        "memory": (f"{_in(GIB, told['memory_bytes'])} GiB", _rate(chip["bandwidth"])),
         "links": ("", f"{_rate(chip['link'])} each way"),
         "network": ("", _rate(chip["network"])),
     }
@@ -101,8 +109,12 @@ def rows(title: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def gib(size: float) -> str:
-    return f"{size / GIB:,.2f}"
+def _unit(largest: float) -> tuple[str, int]:
+    return ("GiB", GIB) if largest >= GIB else ("MiB", MIB)
+
+
+def _in(unit: int, size: float) -> str:
+    return f"{size / unit:,.2f}"
 
 
 def _share(size: float, limit: float | None) -> str:

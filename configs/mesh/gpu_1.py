@@ -1,0 +1,21 @@
+"""One GPU: BERT-base on GLUE SST-2.
+
+Nothing is shared out, and the blocks are unrolled: a scan would save compile time only.
+
+python -m jaxft.plan --config=configs/mesh/gpu_1.py --devices=1
+python -m jaxft.main --config=configs/mesh/gpu_1.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import bert_cls
+
+VARIANTS = ("",)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r} is not known; there are none")
+    c = bert_cls.get_config("sst2")
+    c.mesh.data = 1
+    return c

@@ -1,0 +1,26 @@
+"""256 TPU v5e (16 x 16): Mixtral-8x7B, an expert on each of eight devices, and the state over 32 groups of them.
+
+Tokens travel to their experts and back; a chip holds and gathers the kernels of its own expert alone.
+
+python -m jaxft.plan --config=configs/mesh/v5e_16x16.py --topology=v5e:16x16
+python -m jaxft.main --config=configs/mesh/v5e_16x16.py --config.data.train=train.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from configs import llama_clm
+
+VARIANTS = ("",)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r} is not known; there are none")
+    c = llama_clm.get_config("files")
+    c.input.length = 4096
+    c.model.update(hf="mistralai/Mixtral-8x7B-v0.1", dtype="bfloat16", scan=True, remat="full")
+    c.optim.update(lr=1e-5)
+    c.train.batch = 256
+    c.evaluate.batch = 256
+    c.mesh.update(data=1, fsdp=32, expert=8)
+    return c

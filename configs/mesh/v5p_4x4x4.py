@@ -1,0 +1,26 @@
+"""64 TPU v5p (4 x 4 x 4): Llama-3.1-8B, its state over 16 groups of four, which share each layer's matrices.
+
+A model as small as this for so many chips would do without `tensor`; larger ones need it, and so it is shown.
+
+python -m jaxft.plan --config=configs/mesh/v5p_4x4x4.py --topology=v5p:4x4x4
+python -m jaxft.main --config=configs/mesh/v5p_4x4x4.py --config.data.train=train.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from configs import llama_clm
+
+VARIANTS = ("",)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in VARIANTS:
+        raise ValueError(f"variant {arg!r} is not known; there are none")
+    c = llama_clm.get_config("files")
+    c.input.length = 4096
+    c.model.update(hf="meta-llama/Llama-3.1-8B", dtype="bfloat16", scan=True, remat="full")
+    c.optim.update(lr=2e-5)
+    c.train.batch = 64
+    c.evaluate.batch = 64
+    c.mesh.update(data=1, fsdp=16, tensor=4)
+    return c
