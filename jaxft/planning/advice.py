@@ -21,11 +21,10 @@ def advice(config: Config, step: Step, limit: float) -> list[str]:
     """How many bytes are too many, and knobs with the bytes that each saves. `limit`: bytes that a device has."""
     over = step.total - limit
     first = f"{over:,.0f} bytes ({over / GIB:.2f} GiB) too many on each device"
-    knobs = sorted(
-        (knob for knob in _knobs(config, step, limit) if knob.saved > GIB / 100), key=lambda knob: -knob.saved
-    )
+    knobs = [knob for knob in _knobs(config, step, limit) if knob.saved > GIB / 100]
     if not knobs:
         return [first, "take a larger topology, or a smaller model"]
+    knobs.sort(key=lambda knob: -knob.saved)
     return [first, *(f"{k.text}: saves {'up to ' * k.most}{k.saved / GIB:.2f} GiB" for k in knobs)]
 
 

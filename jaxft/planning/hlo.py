@@ -27,8 +27,12 @@ class Array:
     space: int  # where it lives: 0 is the device's memory, 1 a TPU's VMEM, 5 the host
 
     @property
+    def size(self) -> int:
+        return math.prod(self.dims)
+
+    @property
     def bytes(self) -> float:
-        return BYTES.get(self.dtype, 0) * math.prod(self.dims)
+        return BYTES.get(self.dtype, 0) * self.size
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Instruction:
 
     def attribute(self, name: str) -> str:
         """The value of an attribute up to the next one, "" without it."""
-        found = re.search(rf"[ ,]{name}=(.*?)(?=, [a-z_]+=|$)", self.text)
+        found = re.search(rf"[ ,]{name}=(.*?)(?=, (?!device_ids)[a-z_]+=|$)", self.text)
         return found[1] if found else ""
 
     @property

@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 
 from jaxft import rehearsal, sharding, state
 from jaxft.config import Config
-from jaxft.planning import hlo, matmuls, topology, traffic
+from jaxft.planning import hlo, matmuls, products, topology, traffic
 from jaxft.throughput import model_flops
 
 REMATERIALIZED = "Involuntary full rematerialization"  # XLA copies a whole array to every device on the way
@@ -44,6 +44,8 @@ class Step:
     temporaries: float = 0  # all others: gradients, what is gathered, what a layer works with
     memory_bytes: float = 0  # read and written in a step
     collectives: tuple[traffic.Collective, ...] = ()
+    largest_gather: float = 0  # bytes of the largest array that an all-gather ends in
+    products: dict[str, float] = dataclasses.field(default_factory=dict)  # dtype -> share of the matrix products
     rematerialized: int = 0
     text: str = dataclasses.field(default="", repr=False)
 
@@ -118,7 +120,9 @@ def _read(compiled: Any, devices: int) -> dict[str, Any]:
         + sizes.output_size_in_bytes
         - sizes.alias_size_in_bytes,
         "memory_bytes": traffic.memory_bytes(module),
-        "collectives": tuple(traffic.collectives(module, devices)),
+        "collectives": (found := tuple(traffic.collectives(module, devices))),
+        "largest_gather": max((one.bytes * one.size for one in found if one.kind == "all-gather"), default=0),
+        "products": products.by_dtype(module),
         "text": text,
     }
 

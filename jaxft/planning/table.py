@@ -87,6 +87,12 @@ def _times(told: Told) -> list[str]:
 def _remarks(told: Told) -> Iterator[str]:
     if not told["flops_known"]:
         yield "FLOPs: a loop turns as often as the data say and counts once, so there are more"
+    if len(told["products"]) > 1:
+        shares = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in sorted(told["products"].items()))
+        yield f"matrix products: {shares}"
+    if told["largest_gather"]:
+        name, unit = _unit(told["largest_gather"])
+        yield f"the largest array that is gathered has {_in(unit, told['largest_gather'])} {name}"
     if told["rematerialized"]:
         yield f"{told['rematerialized']} arrays are copied whole to every device (XLA: involuntary full remat)"
     if "seconds_of" in told:

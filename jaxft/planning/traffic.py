@@ -130,7 +130,7 @@ def _moved(module: Module, one: Instruction, computation: Computation) -> float:
     if one.op in _FREE:
         return 0
     if one.op == "fusion":
-        return _moved_by_fusion(module.inside(one), [_result(computation, name) for name in one.operands])
+        return _moved_by_fusion(one, module.inside(one), [_result(computation, name) for name in one.operands])
     if one.op in (*_PARTS, "slice-start"):
         return _here(one.results[-1:] if one.op == "slice-start" else one.results)
     if one.op == "dynamic-update-slice":
@@ -140,17 +140,21 @@ def _moved(module: Module, one: Instruction, computation: Computation) -> float:
     return _here(one.results) + sum(_here(_result(computation, name)) for name in one.operands)
 
 
-def _moved_by_fusion(inside: Computation, operands: Sequence[Sequence[Array]]) -> float:
+def _moved_by_fusion(one: Instruction, inside: Computation, operands: Sequence[Sequence[Array]]) -> float:
     total = 0.0
-    parameters = {int(one.given): one for one in inside.values() if one.op == "parameter"}
+    parameters = {int(inner.given): inner for inner in inside.values() if inner.op == "parameter"}
     for number, arrays in enumerate(operands):
         if number in parameters:
             total += min(_here(arrays), _read_of(parameters[number].name, inside, _here(arrays)))
-    root = next(one for one in inside.values() if one.root)
+    root = next(inner for inner in inside.values() if inner.root)
     parts = [inside[name] for name in root.operands] if root.op == "tuple" else [root]
-    for part in parts:
-        updated = part.op == "dynamic-update-slice" and all(array.space == HERE for array in part.results)
-        total += sum(a.bytes for a in _result(inside, part.operands[1])) if updated else _here(part.results)
+    if len(parts) != len(one.results):  # one that gives several by itself
+        return total + _here(one.results)
+    for part, result in zip(parts, one.results, strict=True):
+        if part.op == "dynamic-update-slice" and result.space == HERE:
+            total += sum(array.bytes for array in _result(inside, part.operands[1]))
+        else:
+            total += _here([result])
     return total
 
 
