@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1] / "jaxft"
-VERBS = {"main", "evaluate", "predict", "generate", "export", "prepare"}
+VERBS = {"main", "evaluate", "predict", "generate", "export", "prepare", "plan"}
 NOTHING: set[str] = set()
 LEAVES = {
     "registry",

@@ -201,16 +201,12 @@ def _listed(held: Pairs, dropped: Sequence[tuple[str, str]]) -> str:
     file = cache.private_dir("dropped") / f"{fingerprint(**told)}.json"
     with disk.writing(file):
         file.write_text(json.dumps(dropped[:REPORTED], indent=1, ensure_ascii=False), encoding="utf-8")
-    rows = f"{len(dropped):,} of {held.sources.counts['rows']:,} rows left out (listed in {file})"
-    return f"{rows}:\n{quoted(dropped)}"
+    return f"{len(dropped):,} of {held.sources.counts['rows']:,} rows left out (listed in {file}):\n{quoted(dropped)}"
 
 
 def _packed(held: Pairs) -> str:
     fill, target_fill = held.fill
-    return (
-        f"packed into {held.plan.rows:,} rows, {1 - fill:.1%} padding in those of sources and "
-        f"{1 - target_fill:.1%} in those of targets"
-    )
+    return f"packed into {held.plan.rows:,} rows, {1 - fill:.1%} padding of sources, {1 - target_fill:.1%} of targets"
 
 
 def _cache(task: Any, encoder: Any, split: Any, side: str, length: int, on_bad: str) -> Any:
