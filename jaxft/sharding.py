@@ -49,8 +49,7 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
     Slices (of TPUs; hosts of GPUs that no NVLink joins) share out `data`, and `fsdp` where that is not enough.
     """
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    between, left = [1] * len(shape), slices
+    between, left = [1] * len(shape), slices(devices)
     for axis, name in enumerate(AXES):
         if name in ACROSS:
             between[axis] = math.gcd(shape[axis], left)
@@ -58,14 +57,19 @@ def _arranged(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     if left > 1:
         sizes = ", ".join(f"{axis}={shape[AXES.index(axis)]}" for axis in ACROSS)
         raise UserError(
-            f"mesh: {sizes}: the devices are in {slices} slices, joined by a slower network, over which only "
-            f"{' and '.join(ACROSS)} are shared out; set mesh.data to a multiple of {slices}"
+            f"mesh: {sizes}: the devices are in {slices(devices)} slices, joined by a slower network, over which only "
+            f"{' and '.join(ACROSS)} are shared out; set mesh.data to a multiple of {slices(devices)}"
         )
     # A physical axis is split only where no whole one has the size that is asked for.
-    if slices == 1:
+    if slices(devices) == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     within = [size // across for size, across in zip(shape, between, strict=True)]
     return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+
+
+def slices(devices: Sequence[Any]) -> int:
+    """How many slices the devices are in (of TPUs, or what NVLink joins of GPUs), joined by a slower network."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def mesh_shape(sizes: Mapping[str, int], devices: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxft import chips
+from jaxft import chips, sharding
 from jaxft.chips import Chip
 from jaxft.planning import topology
 from jaxft.registry import UserError
@@ -43,4 +43,6 @@ def of_this(count: int) -> Machine:
     there = jax.devices()
     if len(there) < count:
         raise UserError(f"--devices={count}: this machine has {len(there)} x {there[0].device_kind}")
-    return Machine(f"{count} x {there[0].device_kind}", there[:count], chips.chip(there[0]), 1)
+    return Machine(
+        f"{count} x {there[0].device_kind}", there[:count], chips.chip(there[0]), sharding.slices(there[:count])
+    )

@@ -85,7 +85,7 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
     told["compile_seconds"] = time.perf_counter() - started
     if compiled is None:
         return Step(**told, total=short[0], too_many=short[1])
-    return Step(**told, **_read(compiled, mesh.size), rematerialized=sum(REMATERIALIZED in line for line in said))
+    return Step(**told, **_read(compiled, devices), rematerialized=sum(REMATERIALIZED in line for line in said))
 
 
 # "Used 30.2G of 15.75G hbm", "temporaries (30.12G) exceeds available HBM (15.75G)".
@@ -108,7 +108,7 @@ def _compiled(lowered: Any, arguments: float) -> tuple[Any, tuple[float, float]]
         return None, (used, used - there)
 
 
-def _read(compiled: Any, devices: int) -> dict[str, Any]:
+def _read(compiled: Any, devices: Sequence[Any]) -> dict[str, Any]:
     text = compiled.as_text()
     module, sizes = hlo.read(text), compiled.memory_analysis()
     kept = min(traffic.kept(module), sizes.temp_size_in_bytes)
@@ -120,7 +120,7 @@ def _read(compiled: Any, devices: int) -> dict[str, Any]:
         + sizes.output_size_in_bytes
         - sizes.alias_size_in_bytes,
         "memory_bytes": traffic.memory_bytes(module),
-        "collectives": (found := tuple(traffic.collectives(module, devices))),
+        "collectives": (found := tuple(traffic.collectives(module, len(devices), sharding.slices(devices)))),
         "largest_gather": max((one.bytes * one.size for one in found if one.kind == "all-gather"), default=0),
         "products": products.by_dtype(module),
         "text": text,

@@ -80,7 +80,7 @@ def _times(told: Told) -> list[str]:
         "links": ("", f"{_rate(chip['link'])} each way"),
         "network": ("", _rate(chip["network"])),
     }
-    body = [(name, *work[name], f"{1000 * seconds:.2f}") for name, seconds in told["seconds_of"].items()]
+    body = [(name, *work[name], f"{1000 * seconds:.2f}") for name, seconds in told["seconds_of"].items() if seconds]
     return rows(("bound by", "of a device", "by the chip's", "ms"), body)
 
 

@@ -46,42 +46,58 @@ class Collective:
         return self.bytes * (n - 1) / n * (2 if self.kind == "all-reduce" else 1)
 
 
-def collectives(module: Module, devices: int) -> list[Collective]:
+def collectives(module: Module, devices: int, slices: int = 1) -> list[Collective]:
     """Those of a step. One that a compiler spreads over several fusions is one: its channel tells."""
     found = []
     for name, times in module.runs.items():
         seen: dict[str, Collective] = {}
-        for number, (one, computation) in enumerate(_with_fused(module, module.computations[name])):
-            kind = one.op.removesuffix("-start")
-            if kind not in KINDS:
+        for number, (one, computation, fusion) in enumerate(_with_fused(module, module.computations[name])):
+            kind = _kind(one, fusion)
+            if not kind:
                 continue
             arrays = _given(one, computation)
-            groups = _permuted(one) if kind == "collective-permute" else _groups(one, devices)
-            channel = one.attribute("channel_id") or f"#{number}"
             largest = max(arrays, key=lambda array: array.bytes)
+            groups = _groups(one, devices, slices)
             told = Collective(kind, sum(array.bytes for array in arrays), groups, times, one.source, largest.dims)
+            channel = f"{one.op == 'send'} {one.attribute('channel_id') or number}"
             if told.size > 1 and (channel not in seen or seen[channel].bytes < told.bytes):
                 seen[channel] = told
         found += seen.values()
     return found
 
 
-def _with_fused(module: Module, computation: Computation) -> Iterator[tuple[Instruction, Computation]]:
-    """The instructions of a computation and of its fusions, each with where it stands."""
+def _kind(one: Instruction, fusion: str) -> str:
+    """What kind of collective an instruction is, "" for none. `fusion`: the program of the fusion that it is in."""
+    if one.op == "send":  # to other slices, through the host
+        told = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.text)
+        kind = told[1].lower().replace("_", "-") if told else ""
+        return kind if kind in KINDS or not kind else "collective-permute"
+    kind = one.op.removesuffix("-start")
+    if kind == "all-reduce" and fusion.startswith("all-reduce-scatter"):
+        return "reduce-scatter"
+    return kind if kind in KINDS else ""
+
+
+def _with_fused(module: Module, computation: Computation) -> Iterator[tuple[Instruction, Computation, str]]:
+    """The instructions of a computation and of its fusions, each with where it stands, and in which fusion."""
     for one in computation.values():
-        yield one, computation
+        yield one, computation, ""
         if one.op == "fusion":
             inside = module.inside(one)
             for inner in inside.values():
-                yield inner, inside
+                yield inner, inside, one.called["calls"][0]
 
 
 def _given(one: Instruction, computation: Computation) -> list[Array]:
     return [array for name in one.operands if name in computation for array in computation[name].results]
 
 
-def _groups(one: Instruction, devices: int) -> tuple[tuple[int, ...], ...]:
+def _groups(one: Instruction, devices: int, slices: int) -> tuple[tuple[int, ...], ...]:
     """replica_groups in any of its spellings: {{0,1},{2,3}}, [2,2]<=[4], [2,2]<=[2,2]T(1,0), mesh['a'=2,...] {'a'}."""
+    if one.op == "send":  # the devices of the same place in each slice
+        return tuple(tuple(range(place, devices, devices // slices)) for place in range(devices // slices))
+    if one.op.startswith("collective-permute"):
+        return _permuted(one)
     text = one.attribute("replica_groups")
     whole = tuple(range(devices))
     if listed := re.findall(r"\{([\d,]+)\}", text):

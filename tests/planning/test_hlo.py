@@ -147,3 +147,31 @@ def test_what_is_computed_again_counts_again_and_an_endless_loop_is_told():
     assert again == kept + 2 * 2 * 8 * D * D
     _, known = matmuls.flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), x)
     assert not known
+
+
+def program(line, arguments="x: bf16[64,8]"):
+    name, _, kind = arguments.partition(": ")
+    return hlo.read(
+        f"HloModule m\n\n%all-reduce-scatter (input: {kind}) -> bf16[8,8] {{\n"
+        f"  %input = {kind}{{1,0}} parameter(0)\n"
+        f"  %all-reduce.3 = {kind}{{1,0}} all-reduce(%input), channel_id=3, replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}\n"
+        "  %i = s32[] constant(0)\n"
+        "  ROOT %cut = bf16[8,8]{1,0} dynamic-slice(%all-reduce.3, %i, %i), dynamic_slice_sizes={8,8}\n}\n\n"
+        f"ENTRY %main ({arguments}) -> bf16[8,8] {{\n  %{name} = {kind}{{1,0}} parameter(0)\n"
+        f"  %after-all = token[] after-all()\n  ROOT {line}\n}}\n"
+    )
+
+
+def test_what_is_reduced_and_cut_is_a_reduce_scatter():
+    line = "%f = bf16[8,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter"
+    (one,) = traffic.collectives(program(line), 8)
+    assert (one.kind, one.bytes, one.size) == ("reduce-scatter", 1024, 4)
+
+
+def test_what_is_sent_to_another_slice_through_the_host_is_a_collective_over_the_slices():
+    line = (
+        "%s = (bf16[64,8]{1,0}, u32[], token[]) send(%x, %after-all), channel_id=2, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    (one,) = traffic.collectives(program(line), 8, slices=2)
+    assert (one.kind, one.bytes, one.groups) == ("all-reduce", 1024, ((0, 4), (1, 5), (2, 6), (3, 7)))
