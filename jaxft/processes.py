@@ -45,7 +45,9 @@ def join(coordinator: str, processes: int, rank: int) -> None:
         # Longer than LOST: who is lost is said by `Watch`, before jax ends the process.
         jax.distributed.initialize(**own, heartbeat_timeout_seconds=int(4 * LOST), shutdown_timeout_seconds=20)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes do not come together: {str(error).splitlines()[0]}") from error
+        # A RuntimeError, such as a name that is not known yet, may be gone at the next try: not 2, which is final.
+        code = 1 if isinstance(error, RuntimeError) else 2
+        raise UserError(f"the processes do not come together: {str(error).splitlines()[0]}", code) from error
 
 
 def _told() -> bool:

@@ -122,6 +122,17 @@ def test_a_mistake_in_one_process_ends_all_with_its_message(tmp_path):
     assert "none.tsv' does not exist" in done[1].err and "process 1: data.validation=" in done[0].err
 
 
+@pytest.mark.parametrize("error, code", [(RuntimeError("the name of the host is not known"), 1), (ValueError("?"), 2)])
+def test_who_starts_a_run_again_may_do_so_when_the_others_did_not_come(monkeypatch, error, code):
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(processes.jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match="do not come together") as refused:
+        processes.join("auto", 0, -1)
+    assert refused.value.code == code
+
+
 def test_flags_that_do_not_go_together_are_refused():
     for among in (("localhost:1", 0, -1), ("", 2, -1), ("localhost:1", 2, 2), ("auto", 2, 0)):
         with pytest.raises(UserError, match=r"go together|must be below"):

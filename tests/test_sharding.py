@@ -2,6 +2,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -23,6 +24,32 @@ def test_minus_one_takes_what_is_left():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
     with pytest.raises(UserError, match="mesh: data="):
         mesh(**sizes)
+
+
+class Gpu:
+    """A device of a node, as jax describes GPUs: its slice is its node."""
+
+    platform, device_kind = "gpu", "H100"
+
+    def __init__(self, number, node):
+        self.id, self.process_index, self.slice_index = number, number, node
+
+
+@pytest.mark.parametrize("sizes, crossing", [(dict(data=2, fsdp=-1), 0), (dict(fsdp=-1, tensor=2), 1)])
+def test_slices_and_nodes_share_out_data_then_fsdp(sizes, crossing):
+    devices = [Gpu(number, number // 4) for number in range(8)]
+    on = sharding.make_mesh(ONE | sizes, devices)
+    assert dict(on.shape)["fsdp"] == 4 and sharding.slices(devices) == 2
+    nodes = np.vectorize(lambda device: device.slice_index)(on.devices)
+    for axis in range(nodes.ndim):
+        first, second = np.array_split(nodes, 2, axis) if nodes.shape[axis] > 1 else (nodes, nodes)
+        assert ((first == 0).all() and (second == 1).all()) == (axis == crossing)
+
+
+def test_slices_that_neither_data_nor_fsdp_can_span_are_refused():
+    devices = [Gpu(number, number // 4) for number in range(8)]
+    with pytest.raises(UserError, match=r"in 2 slices, joined by a slower network.*multiple of 2"):
+        sharding.make_mesh(ONE | dict(tensor=8), devices)
 
 
 def test_matrices_follow_the_rules_and_vectors_are_replicated():

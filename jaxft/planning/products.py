@@ -1,4 +1,4 @@
-"""The matrix products of a compiled step by the dtype of their factors: whether what was asked for is what is computed."""
+"""The matrix products of a compiled step by the dtype of their factors: is what was asked for what is computed?"""
 
 import re
 

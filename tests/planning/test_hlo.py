@@ -154,7 +154,7 @@ def program(line, arguments="x: bf16[64,8]"):
     return hlo.read(
         f"HloModule m\n\n%all-reduce-scatter (input: {kind}) -> bf16[8,8] {{\n"
         f"  %input = {kind}{{1,0}} parameter(0)\n"
-        f"  %all-reduce.3 = {kind}{{1,0}} all-reduce(%input), channel_id=3, replica_groups={{{{0,1,2,3}},{{4,5,6,7}}}}\n"
+        f"  %all-reduce.3 = {kind}{{1,0}} all-reduce(%input), channel_id=3, replica_groups=[2,4]<=[8]\n"
         "  %i = s32[] constant(0)\n"
         "  ROOT %cut = bf16[8,8]{1,0} dynamic-slice(%all-reduce.3, %i, %i), dynamic_slice_sizes={8,8}\n}\n\n"
         f"ENTRY %main ({arguments}) -> bf16[8,8] {{\n  %{name} = {kind}{{1,0}} parameter(0)\n"

@@ -1,4 +1,4 @@
-"""`python -m jaxft.plan`: real train steps compiled by libtpu for machines that are not there, on recipes of configs/."""
+"""`python -m jaxft.plan`: train steps of the recipes of configs/mesh, compiled for machines that are not there."""
 
 import importlib.util
 import json
@@ -178,7 +178,7 @@ def test_a_search_ranks_what_fits(tmp_path):
         (("--topology=v5e:2x4", "--config.mesh.data=3"), "the product 3 must equal the number of devices, 8"),
         (
             ("--topology=v5e:2x4", "--slices=2", "--config.mesh.data=1", "--config.mesh.tensor=-1"),
-            "in 2 slices, joined",
+            "in 2 slices",
         ),
         (("--topology=v5e:2x4", "--config.train.batch=12", "--config.mesh.data=8"), "train.batch=12 rows are not div"),
         (("--devices=8", "--json=/nowhere/plan.json"), "the folder /nowhere does not exist"),
