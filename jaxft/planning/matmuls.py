@@ -1,7 +1,8 @@
 """FLOPs of the matrix products of a step, counted in the program as jax traces it: what is computed again counts again.
 
 Over all devices together, before a compiler divides them. Loops over the layers count with all their turns, which XLA's
-own analysis does not do. Of a kernel's products (Pallas) those of its whole grid.
+own analysis does not do. Of a kernel's products (Pallas) those of its whole grid; of experts' products as many rows as they
+have on average.
 """
 
 import math
@@ -11,15 +12,18 @@ import jax
 from jax.extend import core
 
 
-def flops(step: Any, *arguments: Any) -> tuple[float, bool]:
-    """(FLOPs, whether all are known): a loop that goes on until something is so counts once."""
-    counter = _Counter()
+def flops(step: Any, *arguments: Any, platform: str, experts: int = 1) -> tuple[float, bool]:
+    """(FLOPs, whether all are known): a loop that goes on until something is so counts once.
+
+    `experts`: into how many pieces the experts are cut, of which each device is given all rows, and has its share.
+    """
+    counter = _Counter(platform, experts)
     return counter.of(jax.make_jaxpr(step)(*arguments).jaxpr), counter.known
 
 
 class _Counter:
-    def __init__(self) -> None:
-        self.known = True
+    def __init__(self, platform: str, experts: int) -> None:
+        self.known, self._platform, self._experts = True, platform, experts
 
     def of(self, jaxpr: Any) -> float:
         return sum(self._equation(equation) for equation in jaxpr.eqns)
@@ -30,6 +34,8 @@ class _Counter:
             return _dot(equation)
         if name == "conv_general_dilated":
             return _convolution(equation)
+        if name == "ragged_dot_general":
+            return _ragged(equation) / self._experts
         inner = [_open(value) for value in given.values() for value in _several(value) if _is_jaxpr(value)]
         if not inner:
             return 0.0
@@ -39,7 +45,10 @@ class _Counter:
             self.known = False
             return sum(map(self.of, inner))
         if name == "cond":
-            return max(map(self.of, inner))
+            platforms = given.get("branches_platforms") or ()
+            chosen = [body for body, names in zip(inner, platforms, strict=False) if names and self._platform in names]
+            chosen = chosen or [body for body, names in zip(inner, platforms, strict=False) if names is None]
+            return max(map(self.of, chosen or inner))
         if name == "shard_map":  # its program is that of one device
             return given["mesh"].size * sum(map(self.of, inner))
         if name == "pallas_call":
@@ -65,6 +74,12 @@ def _dot(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+
+
+def _ragged(equation: Any) -> float:
+    """Rows of groups, each with a kernel of its group, or products of two such: no dimension of groups counts."""
+    rows, inputs = equation.invars[0].aval.shape
+    return 2.0 * rows * inputs * equation.invars[1].aval.shape[-1]
 
 
 def _convolution(equation: Any) -> float:

@@ -63,7 +63,8 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
     batch = _batch(blank, config, mesh)
     given = _given(net)
     step = state.training_step(net, task, plan, config)
-    flops, known = matmuls.flops(step, plan.abstract, batch, given)
+    platform, experts = mesh.devices.flat[0].platform, sharding.pieces("E", config.sharding.params, mesh)
+    flops, known = matmuls.flops(step, plan.abstract, batch, given, platform=platform, experts=experts)
     tokens = config.train.batch * blank["segment"].shape[-1]
     parts = plan.abstract
     told = {

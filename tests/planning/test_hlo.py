@@ -129,7 +129,7 @@ def test_a_scan_of_the_cpu_compiler_turns_as_often_as_it_has_layers(compiled):
 def test_flops_of_a_scan_are_those_of_all_its_layers(compiled):
     step, given, text = compiled
     forward = TURNS * 2 * 32 * D * D
-    counted, known = matmuls.flops(step, *given)
+    counted, known = matmuls.flops(step, *given, platform="cpu")
     assert known and counted in (3 * forward, 3 * forward - 2 * 32 * D * D)  # the input needs no gradient
     assert products.by_dtype(hlo.read(text)) == {"f32": pytest.approx(1.0)}
 
@@ -142,11 +142,26 @@ def test_what_is_computed_again_counts_again_and_an_endless_loop_is_told():
         return lambda x, w: jax.grad(lambda w: function(x, w).sum())(w)
 
     x, w = jnp.ones((8, D)), jnp.ones((D, D))
-    kept, _ = matmuls.flops(gradient(layer), x, w)
-    again, _ = matmuls.flops(gradient(jax.checkpoint(layer)), x, w)
+    kept, _ = matmuls.flops(gradient(layer), x, w, platform="cpu")
+    again, _ = matmuls.flops(gradient(jax.checkpoint(layer)), x, w, platform="cpu")
     assert again == kept + 2 * 2 * 8 * D * D
-    _, known = matmuls.flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), x)
+    _, known = matmuls.flops(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ w, x), x, platform="cpu")
     assert not known
+
+
+def test_of_experts_the_rows_count_that_they_have_on_average_and_of_platforms_the_one_that_runs():
+    from jaxft.layers.grouped import grouped
+
+    x_JI, kernel_EIO, sizes_E = jnp.ones((256, D)), jnp.ones((4, D, 16)), jnp.full((4,), 64, jnp.int32)
+
+    def learn(x, kernel):
+        return jax.grad(lambda kernel: grouped(x, kernel, sizes_E).sum())(kernel)
+
+    one = 2 * 256 * D * 16
+    assert matmuls.flops(learn, x_JI, kernel_EIO, platform="tpu")[0] in (2 * one, 3 * one)
+    assert matmuls.flops(learn, x_JI, kernel_EIO, platform="tpu", experts=4)[0] in (2 * one / 4, 3 * one / 4)
+    assert matmuls.flops(learn, x_JI, kernel_EIO, platform="tpu")[1]
+    assert not matmuls.flops(learn, x_JI, kernel_EIO, platform="cpu")[1], "there blocks of rows, as many as it takes"
 
 
 def program(line, arguments="x: bf16[64,8]"):
