@@ -93,6 +93,19 @@ def in_turn(name: str, action: Callable[[], Any]) -> Any:
     return result
 
 
+def to_first(name: str, value: Any) -> list[Any]:
+    """The `value` (JSON) of every process by rank, in the first one; in the others nothing, and they do not wait."""
+    if not several():
+        return [value]
+    with _posting(f"{name}/{jax.process_index()}") as post:
+        post(value)
+    if not first():
+        return []
+    values = [_taken(f"{name}/{rank}") for rank in range(jax.process_count())]
+    _client().key_value_delete(f"{name}/")
+    return values
+
+
 @contextlib.contextmanager
 def _posting(key: str) -> Iterator[Callable[[Any], None]]:
     """Gives a function that tells the others a value; what is raised within is told instead."""
