@@ -20,15 +20,28 @@ SHARED = [(2, 1, {"tensor": 2}), (4, 1, {"data": 2, "tensor": 2}), (2, 2, {"fsdp
 LONG = {"train__duration": "4000 steps", "checkpoint__every": "4000 steps", "evaluate__every": "4000 steps"}
 
 
-def start(workdir, count, devices=1, change=lambda rank, arguments: arguments, **changed):
+# The program, which counts another process as lost after 8 s: no test needs to wait for 40.
+HASTY = """
+import runpy
+from jaxft import processes
+processes.LOST = 8.0
+runpy.run_module("jaxft.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def free_port():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    children = []
+        return probe.getsockname()[1]
+
+
+def start(workdir, count, devices=1, change=lambda rank, arguments: arguments, code="", **changed):
+    port, children = free_port(), []
     for rank in range(count):
         among = (f"--coordinator=localhost:{port}", f"--processes={count}", f"--rank={rank}")
         arguments = change(rank, program.command(workdir, *among, **changed))
-        children.append(program.start(arguments, devices=devices))
+        what = ("-c", code) if code else ("-m", "jaxft.main")
+        children.append(program.start(arguments, devices=devices, program=what))
     return children
 
 
@@ -128,24 +141,74 @@ def seen(child, text):
     pytest.fail(f"{text!r} was never said: {said}{child.stderr.read()}")
 
 
-def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
-    children = start(tmp_path / "run", 2, **LONG)
+def lose(workdir, number, who, **changed):
+    """What the other says, and after how many seconds, when process `who` of two gets a signal that it cannot answer."""
+    children = start(workdir, 2, code=HASTY, **{**LONG, **changed})
     seen(children[0], "step 20 of")
+    children[who].send_signal(number)
+    since = time.monotonic()
+    done = program.wait(children[1 - who])
+    seconds = time.monotonic() - since
+    children[who].kill()
+    program.wait(children[who])
+    return done, seconds
+
+
+def assert_named(done, seconds, said):
+    assert done.code == 1 and said in done.err and processes.GO_ON in done.err, done.err
+    assert seconds < 40 and processes.LOST + 6 * processes.BEAT < 60, "within a minute with the true patience"
+
+
+def test_who_is_killed_is_named_and_after_it_all_go_on_until_a_signal_to_one_stops_them_after_the_same_step(tmp_path):
+    often = {**LONG, "checkpoint__every": "10 steps"}
+    assert_named(*lose(tmp_path / "run", signal.SIGKILL, 1, **often), "process 1 on")
+    children = start(tmp_path / "run", 2, **often)
+    seen(children[0], "resuming from the checkpoint of step")
+    seen(children[0], " of 4,000: loss")
     children[1].send_signal(signal.SIGTERM)
     done = wait(children)
-    (step,) = program.steps(tmp_path / "run")
     for one in done:
-        assert one.code == 143 and f"SIGTERM: stopped after step {step}, saved in" in one.err, one.err
+        said = f"SIGTERM: stopped after step {max(program.steps(tmp_path / 'run'))}, saved in"
+        assert one.code == 143 and said in one.err, one.err
 
 
-def test_who_is_killed_is_named_by_the_others(tmp_path):
-    children = start(tmp_path / "run", 2, **LONG)
-    seen(children[0], "step 20 of")
-    children[1].kill()
-    since = time.monotonic()
+@pytest.mark.parametrize("who", [0, 1])
+def test_who_is_stopped_is_named(who, tmp_path):
+    said = "process 1 on" if who else "process 0, through which the others speak, does not answer"
+    assert_named(*lose(tmp_path / "run", signal.SIGSTOP, who), said)
+
+
+def test_the_others_end_with_process_0_and_jax_says_so(tmp_path):
+    """jax ends whoever loses its coordination service, at once and with a message of its own."""
+    done, seconds = lose(tmp_path / "run", signal.SIGKILL, 0)
+    assert done.code in (1, -signal.SIGABRT) and seconds < 40
+    assert "process 0" in done.err or "the leader" in done.err, done.err
+
+
+MEET = """
+import sys, time
+import jaxft
+from jaxft import processes
+rank = int(sys.argv[2])
+processes.join(f"localhost:{sys.argv[1]}", 3, rank)
+processes.part("breakfast", 30)
+if rank:
+    time.sleep(4)
+else:
+    try:
+        processes.part("dinner", 2)
+    except processes.UserError as error:
+        print(error)
+processes.part("supper", 30)
+"""
+
+
+def test_a_barrier_that_is_missed_is_named_with_those_who_missed_it():
+    port = str(free_port())
+    children = [program.start([port, str(rank)], program=("-c", MEET)) for rank in range(3)]
     done = wait(children)
-    assert done[0].code == 1 and "process 1 on" in done[0].err and "has not been heard of" in done[0].err
-    assert time.monotonic() - since < 150, "half a minute or so, and not for ever"
+    assert [one.code for one in done] == [0, 0, 0], [one.err for one in done]
+    assert "process 1, 2 did not come to 'dinner 1' within 2 s" in done[0].out
 
 
 def test_a_mistake_in_one_process_ends_all_with_its_message(tmp_path):
