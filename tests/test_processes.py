@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 
 # Processes, devices of each, mesh: where a tensor axis goes across processes.
 SHARED = [(2, 1, {"tensor": 2}), (4, 1, {"data": 2, "tensor": 2}), (2, 2, {"fsdp": 1, "data": 1, "tensor": 4})]
+ACROSS = {"sharding__activations__B": "('fsdp', 'data')"}  # every other piece of the batch is of one process
 LONG = {"train__duration": "4000 steps", "checkpoint__every": "4000 steps", "evaluate__every": "4000 steps"}
 
 
@@ -83,9 +84,9 @@ def assert_alike(folder, other):
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
-    """The same of two processes with two devices each."""
+    """The same of two processes with two devices each, whose rows are not next to one another."""
     folder = tmp_path_factory.mktemp("by_two") / "run"
-    run(folder, 2, devices=2, mesh__data=2, mesh__fsdp=2)
+    run(folder, 2, devices=2, mesh__data=2, mesh__fsdp=2, **ACROSS)
     return folder
 
 
@@ -103,6 +104,19 @@ def test_processes_that_share_rows_train_what_one_does(count, devices, mesh, alo
     """An axis that does not cut the batch goes across processes: they have the same rows."""
     run(tmp_path / "run", count, devices, **{f"mesh__{axis}": size for axis, size in mesh.items()})
     assert_alike(tmp_path / "run", alone)
+
+
+def test_several_processes_write_texts(tmp_path):
+    """Each has the weights and the prompts whole or in part; what is written reaches the meter of all."""
+    small = {"layers": 1, "decoder_layers": 1, "d_model": 16, "d_ff": 32, "heads": 2}
+    changed = {f"model__scratch__{name}": size for name, size in small.items()}
+    changed |= {"data__numbers": 100, "input__length": 32, "task__target_length": 32, "task__max_new_tokens": 4}
+    changed |= {"train__duration": "2 steps", "tokenizer__vocab": 300, "evaluate__every": "2 steps", "mesh__tensor": 2}
+    flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in changed.items()]
+    children = start(tmp_path / "run", 2, change=lambda rank, given: ["--config=configs/mt.py", *flags, *given[-4:]])
+    done = wait(children)
+    assert [one.code for one in done] == [0, 0], [one.err for one in done]
+    assert "chrf" in json.loads((tmp_path / "run/report.json").read_text())
 
 
 def without_end(folder, source):
@@ -126,7 +140,7 @@ def test_two_processes_go_on_from_one_on_another_mesh_with_the_same_batches(alon
 
 def test_one_process_goes_on_from_two_on_another_mesh_with_the_same_batches(by_two, alone, tmp_path):
     step = without_end(tmp_path / "run", by_two)
-    done = program.run(tmp_path / "run", devices=2, mesh__tensor=2)
+    done = program.run(tmp_path / "run", devices=2, mesh__tensor=2, **ACROSS)
     assert done.code == 0 and f"resuming from the checkpoint of step {step}" in done.out, done.err
     assert_alike(tmp_path / "run", alone)
 
@@ -142,7 +156,7 @@ def seen(child, text):
 
 
 def lose(workdir, number, who, **changed):
-    """What the other says, and after how many seconds, when process `who` of two gets a signal that it cannot answer."""
+    """What the other says, and after how many seconds, when process `who` of two gets a signal it cannot answer."""
     children = start(workdir, 2, code=HASTY, **{**LONG, **changed})
     seen(children[0], "step 20 of")
     children[who].send_signal(number)
