@@ -94,11 +94,6 @@ def test_two_processes_train_what_one_does_with_their_devices(by_two, alone):
     assert_alike(by_two, alone)
 
 
-def test_four_processes_train_what_one_does_with_their_devices(alone, tmp_path):
-    run(tmp_path / "run", 4, mesh__data=2, mesh__fsdp=2)
-    assert_alike(tmp_path / "run", alone)
-
-
 @pytest.mark.parametrize(("count", "devices", "mesh"), SHARED, ids=str)
 def test_processes_that_share_rows_train_what_one_does(count, devices, mesh, alone, tmp_path):
     """An axis that does not cut the batch goes across processes: they have the same rows."""
