@@ -76,7 +76,7 @@ def main() -> None:
         plan_seconds, plan = seconds(
             lambda: pack.plan(cache.lengths, row_length=ROW_LENGTH, max_segments=MAX_SEGMENTS, seed=0)
         )
-        arguments = dict(batch=BATCH, row_length=ROW_LENGTH, process=0, processes=1)
+        arguments = dict(batch=BATCH, row_length=ROW_LENGTH, share=pipeline.WHOLE)
         stream = pipeline.batches(cache, plan, seed=0, start=0, shuffle=True, **arguments)
         next(stream)
         count = min(2000, plan.rows // BATCH)

@@ -20,16 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp0
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxft import disk, manifest
+from jaxft import disk, manifest, processes
 from jaxft.registry import UserError
-
-# Seconds that processes wait for one another at the end of a save: far above any write, far below a lost night.
-BARRIER_TIMEOUT = 1200
-_NONE, _ALL_DAMAGED = -1, -2
 
 # Orbax logs each failure several times over, with tracebacks of its threads. Ours is one sentence.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -50,7 +44,6 @@ class Checkpoints:
         self._say = say if jax.process_index() == 0 else lambda _text: None
         self._damaged: set[int] = set()
         self._checked: set[int] = set()
-        self._saves = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         if not read_only and jax.process_index() == 0:
@@ -86,8 +79,7 @@ class Checkpoints:
             response = ocp.save_async(str(draft / "state"), arrays)
         except OSError as error:
             raise self._explain(step, arrays, error) from error
-        self._saves += 1
-        self._saving = self._writer.submit(self._finish, response, step, arrays, f"checkpoint {self._saves}")
+        self._saving = self._writer.submit(self._finish, response, step, arrays)
         del arrays, state
         if wait:
             self.wait()
@@ -126,16 +118,9 @@ class Checkpoints:
         A damaged one is named, file and step, and passed over for the one before it; with `fallback` False it raises
         UserError instead, as does a folder that holds only damaged ones. Process 0 reads, the others follow it.
         """
-        found = self._verify_downwards(fallback) if jax.process_index() == 0 else _NONE
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        if found == _ALL_DAMAGED:
-            raise UserError(
-                f"every checkpoint in {self.folder} is damaged; restore the folder from a backup, or remove it "
-                "to start from the beginning"
-            )
-        self._damaged = {step for step in self.steps() if found < step}
-        return None if found == _NONE else found
+        found = processes.by_first("newest checkpoint", lambda: self._verify_downwards(fallback))
+        self._damaged = {step for step in self.steps() if found is None or found < step}
+        return found
 
     def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Any:
         """The state of `step`, shaped, placed and sharded as `abstract` (pytree of ShapeDtypeStruct) says.
@@ -146,10 +131,8 @@ class Checkpoints:
         if step not in self.steps():
             raise UserError(f"{self.folder} has no checkpoint of step {step}; it has: {self._listed()}")
         folder = self.folder / str(step)
-        if step not in self._checked and jax.process_index() == 0:
-            trouble = manifest.damage(folder)
-            if trouble:
-                raise UserError(f"the checkpoint of step {step} is damaged: {trouble}; steps: {self._listed()}")
+        if trouble := processes.by_first("checkpoint to restore", lambda: self._unchecked_damage(step)):
+            raise UserError(f"the checkpoint of step {step} is damaged: {trouble}; steps: {self._listed()}")
         wanted = _flatten(abstract)
         stored = self._record(step)["state"]
         if partial:
@@ -197,24 +180,22 @@ class Checkpoints:
                 "--workdir, or make this one a folder that you can write"
             ) from error
 
-    def _finish(self, response: Any, step: int, arrays: dict[str, Any], barrier: str) -> None:
+    def _finish(self, response: Any, step: int, arrays: dict[str, Any]) -> None:
         """In the background: when every process has written its arrays, process 0 seals, publishes, prunes."""
-        draft = self.folder / f"{step}.tmp"
         try:
             response.result()
-            if jax.process_index() == 0:
-                manifest.seal(draft)
-                manifest.publish(draft, self.folder / str(step))
-                self._prune(step)
-            if jax.process_count() > 1:
-                # With `processes` given Orbax uses the named, timed barrier of the coordination service. Without it, a
-                # collective on the devices, which would deadlock with the train step running meanwhile.
-                everyone = set(range(jax.process_count()))
-                ocp0.multihost.sync_global_processes(barrier, timeout=BARRIER_TIMEOUT, processes=everyone)
+            # Not by a collective on the devices, which would deadlock with the train step running meanwhile.
+            processes.by_first("checkpoint to seal", lambda: self._publish(step))
         # Tensorstore reports a full disk as ValueError, the coordination service a lost process as RuntimeError.
         except (OSError, ValueError, RuntimeError) as error:
             raise self._explain(step, arrays, error) from error
         self._damaged.discard(step)
+
+    def _publish(self, step: int) -> None:
+        draft = self.folder / f"{step}.tmp"
+        manifest.seal(draft)
+        manifest.publish(draft, self.folder / str(step))
+        self._prune(step)
 
     def _prune(self, committed: int) -> None:
         good = [step for step in self.steps() if step not in self._damaged or step == committed]
@@ -228,7 +209,10 @@ class Checkpoints:
         if best and jax.process_index() == 0:
             (folder / "best").touch()
 
-    def _verify_downwards(self, fallback: bool) -> int:
+    def _unchecked_damage(self, step: int) -> str:
+        return "" if step in self._checked else manifest.damage(self.folder / str(step))
+
+    def _verify_downwards(self, fallback: bool) -> int | None:
         steps = self.steps()
         for step in reversed(steps):
             trouble = manifest.damage(self.folder / str(step))
@@ -239,7 +223,12 @@ class Checkpoints:
             if not fallback:
                 raise UserError(f"{text}; the steps here: {self._listed()}")
             self._say(f"{text}; using the one before it")
-        return _ALL_DAMAGED if steps else _NONE
+        if steps:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged; restore the folder from a backup, or remove it "
+                "to start from the beginning"
+            )
+        return None
 
     def _record(self, step: int) -> dict[str, Any]:
         return json.loads((self.folder / str(step) / "meta.json").read_text(encoding="utf-8"))

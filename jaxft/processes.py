@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import jax
 from jaxft.registry import UserError
 from jaxft.signals import Stopped, leave
 
+GO_ON = "the same command goes on from the last checkpoint"
 BEAT = 2.0  # seconds between two signs of life, and between two looks at those of others
 LOST = 40.0  # seconds without one after which a process counts as lost
 PATIENCE = 3600.0  # seconds that a process may take for what the others wait for, such as reading a corpus
@@ -65,15 +67,13 @@ def first() -> bool:
 
 
 def by_first(name: str, action: Callable[[], Any]) -> Any:
-    """What `action` returns (JSON) in the first process, which alone runs it. Where it fails, all fail alike.
-
-    `name` is of this meeting alone.
-    """
+    """What `action` returns (JSON) in the first process, which alone runs it. Where it fails, all fail alike."""
     if not several():
         return action()
+    key = f"{_numbered(name)}/0"
     if not first():
-        return _taken(f"{name}/0")
-    with _posting(f"{name}/0") as post:
+        return _taken(key)
+    with _posting(key) as post:
         post(result := action())
     return result
 
@@ -85,6 +85,7 @@ def in_turn(name: str, action: Callable[[], Any]) -> Any:
     """
     if not several():
         return action()
+    name = _numbered(name)
     if not first():
         _taken(f"{name}/0")
     with _posting(f"{name}/{jax.process_index()}") as post:
@@ -93,6 +94,51 @@ def in_turn(name: str, action: Callable[[], Any]) -> Any:
     for rank in range(1, jax.process_count()):
         _taken(f"{name}/{rank}")
     return result
+
+
+def to_first(name: str, value: Any) -> list[Any]:
+    """The `value` (JSON) of every process by rank, in the first one; in the others nothing, and they do not wait."""
+    if not several():
+        return [value]
+    name = _numbered(name)
+    with _posting(f"{name}/{jax.process_index()}") as post:
+        post(value)
+    if not first():
+        return []
+    values = [_taken(f"{name}/{rank}") for rank in range(jax.process_count())]
+    _client().key_value_delete(f"{name}/")
+    return values
+
+
+def part(name: str, seconds: float = PATIENCE) -> None:
+    """Waits until all are here, before they go their ways. Raises UserError with the ranks of those who do not come."""
+    if not several():
+        return
+    client, name = _client(), _numbered(name)
+    own = f"{name}/{jax.process_index()}"
+    client.key_value_set(own, "")
+    try:
+        client.wait_at_barrier(name, int(1000 * seconds))
+    except RuntimeError as error:
+        here = {key for key, _ in client.key_value_dir_get(f"{name}/")}
+        missing = [str(rank) for rank in range(jax.process_count()) if f"{name}/{rank}" not in here]
+        raise UserError(_absent(", ".join(missing), name, seconds, error), code=1) from error
+    client.key_value_delete(own)
+
+
+def _absent(ranks: str, name: str, seconds: float, error: Exception) -> str:
+    if ranks and "DEADLINE_EXCEEDED" in str(error):
+        return f"process {ranks} did not come to {name!r} within {seconds:.0f} s; {GO_ON}"
+    return f"the processes did not meet at {name!r}: {str(error).splitlines()[0]}; {GO_ON}"
+
+
+_met: dict[str, int] = {}
+
+
+def _numbered(name: str) -> str:
+    """The name of this meeting alone: all processes come to those of one name in the same order."""
+    _met[name] = _met.get(name, 0) + 1
+    return f"{name} {_met[name]}"
 
 
 @contextlib.contextmanager
@@ -107,13 +153,13 @@ def _posting(key: str) -> Iterator[Callable[[Any], None]]:
         raise
 
 
-def _taken(key: str) -> Any:
+def _taken(key: str, seconds: float = PATIENCE) -> Any:
     """What another process tells. Raises UserError for an error of its, and when it says nothing."""
-    rank = key.rpartition("/")[2]
+    name, _, rank = key.rpartition("/")
     try:
-        told = json.loads(_client().blocking_key_value_get(key, int(1000 * PATIENCE)))
+        told = json.loads(_client().blocking_key_value_get(key, int(1000 * seconds)))
     except RuntimeError as error:
-        raise UserError(f"process {rank} did not get to {key.rpartition('/')[0]!r}: {error}", code=1) from error
+        raise UserError(_absent(rank, name, seconds, error), code=1) from error
     if "error" in told:
         raise UserError(f"process {rank}: {told['error']}", code=told["code"])
     return told["value"]
@@ -136,20 +182,32 @@ class Watch:
         self._over = threading.Event()
         self._lock = threading.Lock()
         self._step, self._last, self.number = 0, -1, None
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._rounds = 0  # of telling and looking that came to an end
+        self._threads = [
+            threading.Thread(target=target, name="watch", daemon=True) for target in (self._run, self._guard)
+        ]
 
     def __enter__(self) -> "Watch":
         if several():
-            self._thread.start()
+            for thread in self._threads:
+                thread.start()
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if several() and error is not None and not isinstance(error, (UserError, Stopped)):
             # A collective may fail at once where a process is gone: who it was is known a little later.
-            self._thread.join(LOST + 4 * BEAT)
+            seconds = LOST + 4 * BEAT
+            print(
+                f"jaxft: {type(error).__name__}, perhaps because another process is gone: which one is told within "
+                f"{seconds:.0f} s, or, of process 0, by jax at once. Then {GO_ON}",
+                file=sys.stderr,
+                flush=True,
+            )
+            self._threads[0].join(seconds)
         self._over.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(2 * BEAT)  # it may wait for a process that is gone
 
     def asked(self, step: int) -> int | None:
         """The number of a signal when all processes are to stop after `step`, which each asks of every step."""
@@ -169,12 +227,26 @@ class Watch:
                 self._look(heard)
                 if self._last < 0:
                     self._agree()
+                self._rounds += 1
+        except UserError as error:
+            leave(str(error), error.code)
         except RuntimeError as error:  # nobody answers
             if not self._over.wait(BEAT):
                 leave(
                     f"process 0, through which the others speak, is gone ({str(error).splitlines()[0][:200]}); {GO_ON}",
                     1,
                 )
+
+    def _guard(self) -> None:
+        """Ends this process where process 0 neither answers nor fails, so that `_run` waits for it.
+
+        Rounds without an answer are counted, not seconds: this process may have been stopped as well.
+        """
+        silent = before = 0
+        while not self._over.wait(BEAT):
+            silent, before = 0 if self._rounds > before else silent + 1, self._rounds
+            if silent * BEAT > LOST + 2 * BEAT:
+                leave(f"process 0, through which the others speak, does not answer for {LOST:.0f} s; {GO_ON}", 1)
 
     @staticmethod
     def _tell(key: str, value: str) -> None:
@@ -193,22 +265,12 @@ class Watch:
     def _agree(self) -> None:
         """The step after which all stop: one that none has passed."""
         if (number := self._asked()) is not None:
-            self._tell("stop/signal", str(number))
-        told = dict(_client().key_value_dir_get("stop/"))
+            self._tell("asked/signal", str(number))
+        told = dict(_client().key_value_dir_get("asked/"))
         if not told:
             return
         with self._lock:
-            self._tell(f"step/{jax.process_index()}", str(self._step))
-            steps = [
-                int(_client().blocking_key_value_get(f"step/{r}", int(1000 * LOST))) for r in range(jax.process_count())
-            ]
+            with _posting(f"stop/step/{jax.process_index()}") as post:
+                post(self._step)
+            steps = [_taken(f"stop/step/{rank}", LOST) for rank in range(jax.process_count())]
             self.number, self._last = int(next(iter(told.values()))), max(steps) + 1
-
-
-GO_ON = "the same command goes on from the last checkpoint"
-
-
-def part(name: str) -> None:
-    """Waits until all are here, before they go their ways."""
-    if several():
-        _client().wait_at_barrier(name, int(1000 * PATIENCE))

@@ -52,7 +52,7 @@ def compiled(net: Any, task: Any) -> Any:
 
 def _scores(run: Any, inputs: Any, compute: Any, params: Any, split: str) -> np.ndarray:
     out = np.full(len(inputs.caches[split].lengths), np.nan, np.float32)
-    rows = inputs.eval_batches(split, run.config.evaluate.batch, jax.process_index(), jax.process_count())
+    rows = inputs.eval_batches(split, run.config.evaluate.batch, run.share)
     for batch in rows:
         placed = scoring.to_device(batch, run.batch_sharding)
         value_BS, example_BS = jax.device_get(compute(params, placed))

@@ -12,6 +12,7 @@ import jax
 from jaxft import build, companions, inputs, memory, processes, rehearsal, runfolder, scoring, sharding, state
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
+from jaxft.data.pipeline import WHOLE, Share
 from jaxft.hf import hub
 from jaxft.metrics import better
 from jaxft.registry import UserError
@@ -60,6 +61,8 @@ class Run:
         rehearsal.check_mesh(config, self.mesh)
         say(f"devices: {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}; mesh {rehearsal.shape(self.mesh)}")
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
+        blocks = sharding.batch_blocks(self.mesh, config.sharding.activations)
+        self.share = Share(blocks, sharding.batch_shards(self.mesh, config.sharding.activations))
         hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
         rehearsed = rehearsal.rehearse(config, self.mesh, hf_folder, started=folder.started())
         self.reader, folders = rehearsed.reader, rehearsed.folders
@@ -149,7 +152,7 @@ class Run:
         return compiled, state.evaluation_step(net, task)
 
     def _abstract_batch(self, split: str, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-        one = next(iter(self.inputs.eval_batches(split, rows, 0, 1)))
+        one = next(iter(self.inputs.eval_batches(split, rows, WHOLE)))
         return {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.batch_sharding)
             for name, array in one.items()
@@ -166,7 +169,7 @@ class Run:
 
     def score(self, split: str, of: TrainState, *, last: bool = False) -> Any:
         """The task's meter of a split. `last`: this is the end of the run."""
-        batches = self.inputs.eval_batches(split, self.config.evaluate.batch, jax.process_index(), jax.process_count())
+        batches = self.inputs.eval_batches(split, self.config.evaluate.batch, self.share)
         params, meter = state.weights(of), self.task.meter()
         meter.tell(self.inputs.examples(split))
         scoring.score(self.eval_step, params, batches, meter, self.batch_sharding)

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def to_device(batch: dict[str, np.ndarray], where: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
-    """This process's rows [B / processes, ...] as global arrays [B, ...]."""
+    """The rows of a batch that this process has (pipeline.Share) as global arrays [B, ...]."""
     return {name: jax.make_array_from_process_local_data(where, array) for name, array in batch.items()}
 
 

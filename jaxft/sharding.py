@@ -167,6 +167,27 @@ def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:
     return NamedSharding(mesh, P(tuple(_names(activations["B"]))))
 
 
+def batch_blocks(mesh: Mesh, activations: Rules) -> tuple[int, ...]:
+    """Which of the `batch_shards` pieces of the batch axis the devices of this process hold, ascending.
+
+    Processes that share rows, as they do where an axis of other letters goes across them, have the same pieces.
+    Raises UserError for a mesh that gives some of the rows of a process to another one.
+    """
+    held: dict[int, set[int]] = {}
+    pieces = batch_shards(mesh, activations)
+    for device, (rows,) in batch_sharding(mesh, activations).devices_indices_map((pieces,)).items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    sets = list(held.values())
+    if any(one != other and (one & other or len(one) != len(other)) for one in sets for other in sets):
+        shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+        raise UserError(
+            f"mesh: {shape}: processes of {mesh.size // len(held)} devices each would share some of their rows of the "
+            f"batch, and not all; the product {mesh.size // pieces} of the axes that do not cut the batch must divide "
+            "that number or be a multiple of it"
+        )
+    return tuple(sorted(held[jax.process_index()]))
+
+
 def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
     if not axes:
         return ()

@@ -33,10 +33,12 @@ class Texts:
         self.net, self.settings, self.start = net, settings, start
         model = nnx.merge(net.structure, unflatten_dict(net.abstract, sep="/"))
         self.most, self._turn = model.most, model.turn
-        self._seed, self._batch, self._length, self._rows = seed, batch, length, 0
+        self._batch, self._length, self._rows = batch, length, 0
         self._where = sharding.batch_sharding(net.mesh, net.activations)
         self._loop: Any = beam if settings.beams > 1 else write
-        self._begin = jax.jit(lambda params, batch, key_B: self._loop.begin(net, params, batch, key_B, settings))
+        self._begin = jax.jit(
+            lambda params, batch, row_B: self._loop.begin(net, params, batch, write.keys(seed, row_B), settings)
+        )
         self._go_on: Any = None
         self._whole = jax.jit(lambda ids: ids, out_shardings=sharding.replicated(net.mesh))
 
@@ -91,8 +93,11 @@ class Texts:
             one = np.ones((self._rows, 1), np.int32)
             batch |= {"target_ids": one * self.start, "target_segment": one, "target_position": one * 0}
         row_B = np.array([*numbers, *[0] * (self._rows - len(numbers))], np.uint32)
-        placed = {name: jax.device_put(array, self._where) for name, array in batch.items()}
-        return self._begin(params, placed, jax.device_put(write.keys(self._seed, row_B), self._where))
+        return self._begin(params, {name: self._placed(array) for name, array in batch.items()}, self._placed(row_B))
+
+    def _placed(self, array: np.ndarray) -> jax.Array:
+        """On all devices an array that each process has whole."""
+        return jax.make_array_from_callback(array.shape, self._where, array.__getitem__)
 
     def go_on(self, params: Any, now: Any, until: int) -> Any:
         """`now`, which is no more, with texts of `until` tokens, or their ends."""

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 
 from jaxft import companions, finish, processes, runfolder, scoring
+from jaxft.batchlog import BatchLog
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
+from jaxft.data.pipeline import WHOLE
 from jaxft.lock import RunLock
 from jaxft.progress import in_notebook
 from jaxft.registry import UserError
@@ -74,7 +76,8 @@ def _writer(run: Run) -> Writer:
 def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
     """Steps until the duration is over or patience is. Raises Stopped after saving when a signal has come."""
     cadence, measure = run.cadence, Throughput(run)
-    feed = _feed(run, writer)
+    noted = BatchLog(run.share, writer)
+    feed = _feed(run, noted)
     if measure.peak:
         run.say(measure.formula())
     while run.step < cadence.total and not _out_of_patience(run):
@@ -82,9 +85,10 @@ def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
         run.step += 1
         step, last = run.step, run.step == cadence.total
         measure.add(step, sums)
-        _attend_to_skipped(run, measure, writer)
+        _attend_to_skipped(run, measure, writer, noted)
         run.checkpoints.check()
         if is_due(step, cadence.log) or last:
+            noted.write()
             writer.log(step, measure.flush(run.learning_rate(step - 1)))
         best = False
         if is_due(step, cadence.evaluate) or last:
@@ -95,6 +99,7 @@ def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
         due = is_due(step, cadence.checkpoint) and not int(run.state.bad_streak)
         if due or last or best or asked or _out_of_patience(run):
             with measure.paused():
+                noted.write()  # the log never lags behind a checkpoint
                 _save(run, best)
         if asked:
             run.checkpoints.wait()
@@ -109,24 +114,25 @@ def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
         run.say(f"stopped early: no better {run.task.metric} in {run.tracker.waited} evaluations")
 
 
-def _feed(run: Run, writer: Writer) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, one ahead of the step that uses them; each is noted in the batch log."""
-    host = run.inputs.train_batches(run.config, run.step, jax.process_index(), jax.process_count())
+def _feed(run: Run, noted: BatchLog) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, one ahead of the step that uses them; each is noted for the batch log."""
+    host = run.inputs.train_batches(run.config, run.step, run.share)
     ahead = None
     for step, batch in enumerate(host, run.step + 1):
-        here = (step, pipeline.digest(batch), scoring.to_device(batch, run.batch_sharding))
+        here = (step, pipeline.digests(batch, run.share), scoring.to_device(batch, run.batch_sharding))
         if ahead is not None:
-            writer.batch(ahead[0], ahead[1])
+            noted.add(ahead[0], ahead[1])
             yield ahead[2]
         ahead = here
 
 
-def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
+def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer, noted: BatchLog) -> None:
     """Names a step whose update was left out and its examples. Raises UserError when there were too many in a row."""
     most = run.config.train.max_bad_steps
     for step, streak in measure.streaks():
         if not streak:
             continue
+        noted.write()
         examples = _examples(run, step)
         writer.skipped(step, examples[:EXAMPLES_SHOWN])
         run.say(
@@ -138,10 +144,8 @@ def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
 
 
 def _examples(run: Run, step: int) -> list[str]:
-    """Where the examples of a step's batch were read."""
-    return run.inputs.places(
-        next(run.inputs.train_batches(run.config, step - 1, jax.process_index(), jax.process_count()))
-    )
+    """Where the examples of a step's global batch were read."""
+    return run.inputs.places(next(run.inputs.train_batches(run.config, step - 1, WHOLE)))
 
 
 def _shown(examples: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxft import scoring
 from jaxft.classifier import Classifier
+from jaxft.data.pipeline import WHOLE
 from jaxft.hf import hub
 from jaxft.inputs.seq2seq import add_texts, programs
 from jaxft.registry import call
@@ -36,7 +37,7 @@ class Translator(Classifier):
 
     def score(self, examples: Sequence[Any], places: Sequence[str], meter: Any) -> None:
         held = self.reader.pairs(examples, places, self.task)
-        batches = held.eval_batches(batch=self.rows, process=0, processes=1)
+        batches = held.eval_batches(batch=self.rows, share=WHOLE)
         scoring.score(self.eval_step, self.params, batches, meter, self.where)
         used = sorted(held.plan.examples.tolist())
         add_texts(meter, held, used, [examples[i] for i in used], self.texts, self._apart, self.reader.target_encoder)

@@ -3,7 +3,8 @@
 metrics.jsonl holds one object a line: {"step": 20, "time": <Unix seconds>, "loss": ...}. JSON has no word for numbers
 that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any reader takes them, float() knows them.
 A step whose update was left out has an object of its own: {"step": 7, "time": ..., "skipped_examples": ["x.tsv:3"]}.
-batches.log holds one line a step, "<step> <hash of the batch>"; line n belongs to step n.
+batches.log holds one line a step, "<step> <16 hex digits>", line n of step n: a hash of the content and order of all
+rows of the global batch (data/pipeline.py), which does not depend on the number of processes or on the mesh.
 """
 
 import importlib.util
@@ -91,11 +92,15 @@ class Writer:
             self._metrics.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def batch(self, step: int, digest: str) -> None:
-        """Records which batch `step` is about to train on, and moves the bar."""
+        """Records which batch `step` trains on."""
         if self._active:
             with disk.writing(self._batches.name):
                 self._batches.write(f"{step} {digest}\n")
-            self._show.advance(step - 1)
+
+    def advance(self, step: int) -> None:
+        """Moves the bar: so many steps are begun."""
+        if self._active:
+            self._show.advance(step)
 
     def close(self) -> None:
         self._closing.close()

@@ -371,12 +371,15 @@ import jaxft, jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 index, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
 jax.distributed.initialize(f"localhost:{port}", 2, index)
 from jaxft.checkpoint import Checkpoints
 mesh = jax.make_mesh((16,), ("data",), axis_types=(AxisType.Auto,))
 where = NamedSharding(mesh, PartitionSpec("data"))
-whole = np.arange(64, dtype=np.float32)
-state = {"w": jax.make_array_from_callback((64,), where, lambda at: whole[at])}
+whole = np.random.default_rng(0).random(2**20, np.float32)
+state = {"w": jax.make_array_from_callback(whole.shape, where, lambda at: whole[at])}
 said = []
 with Checkpoints(folder, keep=2, say=said.append) as checkpoints:
     assert checkpoints.newest() is None
@@ -393,7 +396,9 @@ with Checkpoints(folder, keep=2, say=said.append) as checkpoints:
     assert len(said) == (index == 0)
     checkpoints.save(3, state, {}, wait=True)
     assert checkpoints.newest() == 3
-    back = checkpoints.restore(3, {"w": jax.ShapeDtypeStruct((64,), np.float32, sharding=where)})
+    before = bytes_read()
+    back = checkpoints.restore(3, {"w": jax.ShapeDtypeStruct(whole.shape, np.float32, sharding=where)})
+    assert bytes_read() - before < 0.6 * whole.nbytes, "a process reads the half that its devices hold"
     for shard in back["w"].addressable_shards:
         np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index])
 print("FINE", index)

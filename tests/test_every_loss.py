@@ -9,6 +9,7 @@ import pytest
 
 from jaxft import runfolder, scoring, sharding, state
 from jaxft.config import parse
+from jaxft.data.pipeline import WHOLE
 from jaxft.layers.loss import combined
 from jaxft.optim import masks
 from jaxft.run import Run
@@ -62,7 +63,7 @@ def case(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda sizes: one)
         run = Built(parse(raw), where, (), lambda text: None, StopSignals())
-    batch = next(iter(run.inputs.eval_batches("train", run.inputs.rows("train") + 1, 0, 1)))
+    batch = next(iter(run.inputs.eval_batches("train", run.inputs.rows("train") + 1, WHOLE)))
     shares = getattr(run.task, "shares", {})
     weights = (
         run.task.weights(scoring.to_device(batch, run.batch_sharding)) if shares else {}

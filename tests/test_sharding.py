@@ -115,3 +115,40 @@ def test_the_letters_are_those_of_the_legend():
 
 def test_the_axes_that_rules_use():
     assert sharding.axes_of(dict(D="fsdp"), dict(B=("data", "fsdp"), L=None)) == {"data", "fsdp"}
+
+
+class Device:
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+def blocks(monkeypatch, each, rank, rows=("data", "fsdp"), devices=8, **sizes):
+    """batch_blocks of process `rank` of those that have `each` of the devices."""
+    on, rules = sharding.make_mesh(ONE | sizes, jax.devices()[:devices]), dict(B=rows)
+    where = sharding.batch_sharding(on, rules)
+
+    class Placed:
+        def devices_indices_map(self, shape):
+            found = where.devices_indices_map(shape).values()
+            return {Device(number // each): index for number, index in enumerate(found)}
+
+    monkeypatch.setattr(sharding, "batch_sharding", lambda mesh, rules: Placed())
+    monkeypatch.setattr(jax, "process_index", lambda: rank)
+    try:
+        return sharding.batch_blocks(on, rules)
+    finally:
+        monkeypatch.undo()
+
+
+def test_a_process_has_the_rows_of_its_devices(monkeypatch):
+    assert [blocks(monkeypatch, 4, rank, data=8) for rank in (0, 1)] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [blocks(monkeypatch, 2, rank, data=4, tensor=2) for rank in range(4)] == [(0,), (1,), (2,), (3,)]
+    assert [blocks(monkeypatch, 2, rank, data=2, tensor=4) for rank in range(4)] == [(0,), (0,), (1,), (1,)]
+    assert [blocks(monkeypatch, 1, rank, tensor=8) for rank in (0, 7)] == [(0,), (0,)]
+    across = dict(rows=("fsdp", "data"), data=2, fsdp=4)
+    assert [blocks(monkeypatch, 4, rank, **across) for rank in (0, 1)] == [(0, 2, 4, 6), (1, 3, 5, 7)]
+
+
+def test_processes_that_share_some_of_their_rows_are_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"mesh: data=3, tensor=2: processes of 3 devices .* product 2 of the axes"):
+        blocks(monkeypatch, 3, 0, devices=6, data=3, tensor=2)

@@ -10,14 +10,34 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxft.data import pipeline
-from jaxft.data.pipeline import EMPTY, Batch
+from jaxft.data.pipeline import EMPTY, Batch, Share
 from jaxft.data.tokens import TokenCache
 from jaxft.labels import NO_LABEL
 
 TRAIN, EVAL = 0, 1  # streams of random numbers
 
-# Changes a batch, all rows of it, by the random numbers of its place in the run.
-Change = Callable[[Batch, np.random.Generator], Batch]
+
+class Draws:
+    """Random numbers of the rows `local` of a global batch: those of a row are the same whoever else draws some."""
+
+    def __init__(self, seed: tuple[int, ...], batch: int, local: np.ndarray):
+        self._seed, self._batch, self._local = seed, batch, local
+        self._all = np.random.default_rng(seed)
+
+    def random(self, width: int) -> np.ndarray:
+        """From 0 to 1, float64 [B, width]."""
+        return self._all.random((self._batch, width))[self._local]
+
+    def below(self, end: int, width: int) -> np.ndarray:
+        """Whole numbers from 0 to end - 1, int64 [B, width]."""
+        return self._all.integers(0, end, (self._batch, width))[self._local]
+
+    def of_row(self, row: int) -> np.random.Generator:
+        """A row's own, for one that needs who knows how many."""
+        return np.random.default_rng((*self._seed, int(self._local[row])))
+
+
+Change = Callable[[Batch, Draws], Batch]  # of the rows that a process has, by random numbers
 
 
 def rows(tokens: TokenCache, row_length: int) -> int:
@@ -40,31 +60,27 @@ def batches(
     row_length: int,
     seed: int,
     start: int,
-    process: int,
-    processes: int,
+    share: Share,
 ) -> Iterator[Batch]:
     """Endless batches from the `start`-th on: every row once an epoch, in a new order each epoch.
 
-    The whole global batch is changed before this process takes its rows, so that it is the same for any number of
-    processes. Raises ValueError when `processes` does not divide `batch`.
+    As pipeline.batches: of the global batch this process has its `share` and reads no other row.
     """
-    local = pipeline.local_rows(batch, process, processes)
+    local = share.rows(batch)
 
     def make(step: int, rows_B: np.ndarray) -> Batch:
-        changed = change(assemble(tokens, rows_B, row_length), np.random.default_rng((seed, TRAIN, step)))
-        return {name: array[local] for name, array in changed.items()}
+        return change(assemble(tokens, rows_B[local], row_length), Draws((seed, TRAIN, step), batch, local))
 
     return pipeline.stream(rows(tokens, row_length), make, batch=batch, seed=seed, start=start, shuffle=True)
 
 
 def eval_batches(
-    tokens: TokenCache, change: Change, *, batch: int, row_length: int, seed: int, process: int, processes: int
+    tokens: TokenCache, change: Change, *, batch: int, row_length: int, seed: int, share: Share
 ) -> Iterator[Batch]:
     """One pass in order, changed alike at every pass. Empty rows fill the last batch."""
-    local = pipeline.local_rows(batch, process, processes)
+    local = share.rows(batch)
     for step, rows_B in enumerate(pipeline.passing(rows(tokens, row_length), batch)):
-        changed = change(assemble(tokens, rows_B, row_length), np.random.default_rng((seed, EVAL, step)))
-        yield {name: array[local] for name, array in changed.items()}
+        yield change(assemble(tokens, rows_B[local], row_length), Draws((seed, EVAL, step), batch, local))
 
 
 def assemble(tokens: TokenCache, rows_B: np.ndarray, row_length: int) -> Batch:

@@ -107,7 +107,7 @@ class Augment:
     crop: float
     flip: bool
 
-    def __call__(self, pixels_BYWI: np.ndarray, at: slice, *, batch: int, seed: int, step: int) -> np.ndarray:
+    def __call__(self, pixels_BYWI: np.ndarray, at: np.ndarray, *, batch: int, seed: int, step: int) -> np.ndarray:
         """The rows `at` of the global batch of `step`. They depend on (seed, step) and on their place in it alone."""
         draw_B4 = np.random.default_rng((seed, step)).random((batch, 4))[at]
         share_B = 1 - draw_B4[:, 0] * (1 - self.crop)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxft.data import pack, pipeline
 from jaxft.data.pack import Plan
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import Batch, Share
 from jaxft.data.tokens import TokenCache
 from jaxft.labels import NO_LABEL
 
@@ -46,18 +46,18 @@ class Pairs:
             "weight": there_BT.astype(np.float32),
         }
 
-    def batches(self, *, batch: int, seed: int, start: int, process: int, processes: int) -> Iterator[Batch]:
+    def batches(self, *, batch: int, seed: int, start: int, share: Share) -> Iterator[Batch]:
         """As pipeline.batches, shuffled."""
-        local = pipeline.local_rows(batch, process, processes)
+        local = share.rows(batch)
 
         def make(step: int, rows_B: np.ndarray) -> Batch:
             return self.assemble(rows_B[local])
 
         return pipeline.stream(self.plan.rows, make, batch=batch, seed=seed, start=start, shuffle=True)
 
-    def eval_batches(self, *, batch: int, process: int, processes: int) -> Iterator[Batch]:
+    def eval_batches(self, *, batch: int, share: Share) -> Iterator[Batch]:
         """As pipeline.eval_batches."""
-        local = pipeline.local_rows(batch, process, processes)
+        local = share.rows(batch)
         for rows_B in pipeline.passing(self.plan.rows, batch):
             yield self.assemble(rows_B[local])
 

@@ -1,7 +1,8 @@
 """Batches of a token cache by a plan. Batch k is a pure function of (cache, plan, seed, k): position = step."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,24 @@ Batch = dict[str, np.ndarray]
 EMPTY = -1  # as a row number: a row without examples
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every global batch a process has: of the `of` equal blocks of its rows the `blocks`, ascending."""
+
+    blocks: tuple[int, ...]
+    of: int
+
+    def rows(self, batch: int) -> np.ndarray:
+        """Their places in a global batch of `batch` rows, int64. Raises ValueError where `of` does not divide it."""
+        if batch % self.of:
+            fitting = max(batch // self.of, 1) * self.of
+            raise ValueError(f"batch={batch} is not divisible by the {self.of} blocks of rows; use {fitting}")
+        return np.arange(batch).reshape(self.of, -1)[list(self.blocks)].reshape(-1)
+
+
+WHOLE = Share((0,), 1)
+
+
 def batches(
     tokens: TokenCache,
     plan: Plan,
@@ -21,17 +40,16 @@ def batches(
     row_length: int,
     seed: int,
     start: int,
-    process: int,
-    processes: int,
+    share: Share,
     shuffle: bool,
 ) -> Iterator[Batch]:
     """Endless batches from the `start`-th on: every row once an epoch, in a new order each epoch when `shuffle`.
 
-    batch: rows of the global batch; of its equal parts this process gets number `process`. So the global batch,
-    even its row order, is the same for any number of processes. A batch may span two epochs.
-    Raises ValueError when `processes` does not divide `batch`.
+    batch: rows of the global batch, of which this process gets its `share`, and reads no other. The global batch, even
+    its row order, is the same for any number of processes. A batch may span two epochs.
+    Raises ValueError when the batch cannot be shared out so.
     """
-    local = local_rows(batch, process, processes)
+    local = share.rows(batch)
 
     def make(step: int, rows_B: np.ndarray) -> Batch:
         return assemble(tokens, plan, rows_B[local], row_length)
@@ -55,11 +73,9 @@ def stream(
     return batches
 
 
-def eval_batches(
-    tokens: TokenCache, plan: Plan, *, batch: int, row_length: int, process: int, processes: int
-) -> Iterator[Batch]:
+def eval_batches(tokens: TokenCache, plan: Plan, *, batch: int, row_length: int, share: Share) -> Iterator[Batch]:
     """One pass in the plan's order. Empty rows fill the last batch, so every process has the same number of batches."""
-    local = local_rows(batch, process, processes)
+    local = share.rows(batch)
     for rows_B in passing(plan.rows, batch):
         yield assemble(tokens, plan, rows_B[local], row_length)
 
@@ -69,16 +85,6 @@ def passing(rows: int, batch: int) -> Iterator[np.ndarray]:
     for first in range(0, rows, batch):
         numbers = np.arange(first, first + batch)
         yield np.where(numbers < rows, numbers, EMPTY)
-
-
-def local_rows(batch: int, process: int, processes: int) -> slice:
-    """Which rows of a global batch are this process's. Raises ValueError when `processes` does not divide `batch`."""
-    if batch % processes:
-        raise ValueError(
-            f"batch={batch} is not divisible by {processes} processes; use {max(batch // processes, 1) * processes}"
-        )
-    share = batch // processes
-    return slice(process * share, (process + 1) * share)
 
 
 def assemble(tokens: TokenCache, plan: Plan, rows_B: np.ndarray, row_length: int) -> Batch:
@@ -154,11 +160,24 @@ def _count_within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(starts, counts)
 
 
-def digest(batch: Batch) -> str:
-    """16 hex digits that identify the content of a batch, for the batch log."""
-    state = hashlib.blake2b(digest_size=8)
-    for key in sorted(batch):
-        value = np.ascontiguousarray(batch[key])
-        state.update(f"{key} {value.dtype.str} {value.shape} ".encode())
-        state.update(value.data)
-    return state.hexdigest()
+def digests(batch: Batch, share: Share) -> list[int]:
+    """Of each of the share's blocks 64 bits that say what its rows hold and where in the global batch they stand."""
+    arrays = {key: np.ascontiguousarray(batch[key]) for key in sorted(batch)}
+    begun = hashlib.blake2b(digest_size=8)
+    for key, array in arrays.items():
+        begun.update(f"{key} {array.dtype.str} {array.shape[1:]} ".encode())
+    places_B = share.rows(len(next(iter(arrays.values()))) // len(share.blocks) * share.of)
+    found = []
+    for row, place in enumerate(places_B.tolist()):
+        state = begun.copy()
+        state.update(place.to_bytes(8, "little"))
+        for array in arrays.values():
+            state.update(array[row : row + 1].data)
+        found.append(int.from_bytes(state.digest(), "little"))
+    size = len(found) // len(share.blocks)
+    return [sum(found[first : first + size]) % 2**64 for first in range(0, len(found), size)]
+
+
+def digest(blocks: Iterable[int]) -> str:
+    """16 hex digits that identify a global batch, of all its blocks' digests: they add up, however it was cut."""
+    return f"{sum(blocks) % 2**64:016x}"

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxft.config import Config
 from jaxft.data import DATASETS
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import Batch, Share
 from jaxft.data.source import quoted
 from jaxft.hf import load as hf_load
 from jaxft.registry import UserError, call
@@ -54,12 +54,12 @@ class Inputs(abc.ABC):
         """Rows of the split, which hold one example or several."""
 
     @abc.abstractmethod
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
-        """This process's share of global batches start, start + 1, ... without end."""
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
+        """The rows of `share` of global batches start, start + 1, ... without end."""
 
     @abc.abstractmethod
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
-        """One pass over `split` in order."""
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
+        """One pass over `split` in order: of each global batch the rows of `share`."""
 
     def author(self, net: Any, config: Config) -> Any:
         """What adds texts that `net` writes to the meter of an evaluation; None: nothing does."""

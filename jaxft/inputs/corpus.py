@@ -11,7 +11,7 @@ import numpy as np
 from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import blanks, corpus, tokens
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import WHOLE, Batch, Share
 from jaxft.hf import tokenizer, vocabulary
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, kept, listed, read
@@ -39,7 +39,7 @@ class CorpusInputs(text.Tokenized):
     def rows(self, split: str) -> int:
         return corpus.rows(self.caches[split], self.length)
 
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
         return corpus.batches(
             self.caches["train"],
             self.change,
@@ -47,19 +47,17 @@ class CorpusInputs(text.Tokenized):
             row_length=self.length,
             seed=self.seed,
             start=start,
-            process=process,
-            processes=processes,
+            share=share,
         )
 
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
         return corpus.eval_batches(
             self.caches[split],
             self.change,
             batch=batch,
             row_length=self.length,
             seed=self.seed,
-            process=process,
-            processes=processes,
+            share=share,
         )
 
     def places(self, batch: Batch) -> list[str]:
@@ -82,7 +80,7 @@ class Reader(text.Reader):
         held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
         pieces = functools.partial(_pieces, [held], self._length)
         change = self._task.change(vocabulary.of(self._encoder), self._cfg, pieces)
-        return corpus.eval_batches(held, change, batch=rows, row_length=self._length, seed=seed, process=0, processes=1)
+        return corpus.eval_batches(held, change, batch=rows, row_length=self._length, seed=seed, share=WHOLE)
 
 
 def placeholders(config: Config) -> dict[str, Any]:
@@ -126,7 +124,8 @@ def blank(config: Config, cfg: Any, task: Any) -> Batch:
     length = text.checked_length(config, cfg)
     held = blanks.cache([length], 0)
     change = task.change(vocabulary.blank(cfg.vocab), cfg, functools.partial(_pieces, [held], length))
-    return change(corpus.assemble(held, np.zeros(1, np.int64), length), np.random.default_rng(0))
+    one = np.zeros(1, np.int64)
+    return change(corpus.assemble(held, one, length), corpus.Draws((0,), 1, one))
 
 
 def _tokenizer_of(made: Path, config: Config, folder: Path, hf_folder: Path | None) -> tokenizer.TextEncoder:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxft.config import Config
 from jaxft.data import blanks, pack, tokens
-from jaxft.data.pipeline import Batch, assemble, eval_batches
+from jaxft.data.pipeline import WHOLE, Batch, assemble, eval_batches
 from jaxft.hf.tokenizer import TextEncoder
 from jaxft.inputs import text
 from jaxft.inputs.base import Say, read
@@ -62,7 +62,7 @@ class Reader(text.Reader):
         length = row_length(self._length, {"": held})
         groups = max(1, self._length // 8)
         plan = pack.plan_groups(held.lengths, held.begins, row_length=length, max_groups=groups, seed=0)
-        return eval_batches(held, plan, batch=rows, row_length=length, process=0, processes=1)
+        return eval_batches(held, plan, batch=rows, row_length=length, share=WHOLE)
 
     def gathered(
         self, examples: Sequence[Any], outputs: int, computed: Iterable[tuple[Mapping[str, np.ndarray], np.ndarray]]

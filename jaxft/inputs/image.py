@@ -11,7 +11,7 @@ from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import image_cache, pipeline
 from jaxft.data.images import Augment, Processor
-from jaxft.data.pipeline import EMPTY, Batch
+from jaxft.data.pipeline import EMPTY, Batch, Share
 from jaxft.hf import processor as hf_processor
 from jaxft.inputs import base
 from jaxft.inputs.base import Inputs, Say, kept, listed, read
@@ -40,9 +40,9 @@ class ImageInputs(Inputs):
     def rows(self, split: str) -> int:
         return len(self.caches[split].row)
 
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
         held, batch, seed = self.caches["train"], config.train.batch, config.seed
-        local = pipeline.local_rows(batch, process, processes)
+        local = share.rows(batch)
 
         def make(step: int, rows_B: np.ndarray) -> Batch:
             changed = self.augment(held.pixels[rows_B[local]], local, batch=batch, seed=seed, step=step)
@@ -50,8 +50,8 @@ class ImageInputs(Inputs):
 
         return pipeline.stream(self.rows("train"), make, batch=batch, seed=seed, start=start, shuffle=True)
 
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
-        held, local = self.caches[split], pipeline.local_rows(batch, process, processes)
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
+        held, local = self.caches[split], share.rows(batch)
         for rows_B in pipeline.passing(self.rows(split), batch):
             one = rows_B[local]
             yield _batch(self.processor, held.pixels[one], held.labels[one], one, self.length)

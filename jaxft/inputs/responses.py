@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxft import reference
 from jaxft.config import Config
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import Batch, Share
 from jaxft.data.source import Rows, Split
 from jaxft.data.token_writer import LeftOut
 from jaxft.inputs import chat, groups, text
@@ -47,12 +47,12 @@ class ResponseInputs(text.TextInputs):
         told = {f"reference.{split}": reference.digest(array) for split, array in self.reference.items()}
         return super().identity() | told
 
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
-        for batch in super().train_batches(config, start, process, processes):
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
+        for batch in super().train_batches(config, start, share):
             yield self._with("train", batch)
 
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
-        for one in super().eval_batches(split, batch, process, processes):
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
+        for one in super().eval_batches(split, batch, share):
             yield self._with(split, one)
 
     def _with(self, split: str, batch: Batch) -> Batch:

@@ -13,7 +13,7 @@ from jaxft import cache, disk
 from jaxft.config import Config
 from jaxft.data import blanks, pairs, tokens
 from jaxft.data.pairs import Pairs
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import Batch, Share
 from jaxft.data.source import fingerprint, quoted
 from jaxft.data.token_writer import REPORTED
 from jaxft.generation import settings
@@ -62,13 +62,11 @@ class PairInputs(text.Tokenized):
     def rows(self, split: str) -> int:
         return self.pairs[split].plan.rows
 
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
-        return self.pairs["train"].batches(
-            batch=config.train.batch, seed=config.seed, start=start, process=process, processes=processes
-        )
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
+        return self.pairs["train"].batches(batch=config.train.batch, seed=config.seed, start=start, share=share)
 
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
-        return self.pairs[split].eval_batches(batch=batch, process=process, processes=processes)
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
+        return self.pairs[split].eval_batches(batch=batch, share=share)
 
     def author(self, net: Any, config: Config) -> "Author | None":
         """What writes texts in evaluations; None where none are asked for."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxft import cache
 from jaxft.config import Config
 from jaxft.data import blanks, pack, pipeline, tokens
-from jaxft.data.pipeline import Batch
+from jaxft.data.pipeline import WHOLE, Batch, Share
 from jaxft.hf import tokenizer, trainers
 from jaxft.inputs import PIECES, base
 from jaxft.inputs.base import Inputs, Say, kept, listed, read
@@ -57,7 +57,7 @@ class TextInputs(Tokenized):
     def rows(self, split: str) -> int:
         return self.plans[split].rows
 
-    def train_batches(self, config: Config, start: int, process: int, processes: int) -> Iterator[Batch]:
+    def train_batches(self, config: Config, start: int, share: Share) -> Iterator[Batch]:
         return pipeline.batches(
             self.caches["train"],
             self.plans["train"],
@@ -65,19 +65,17 @@ class TextInputs(Tokenized):
             row_length=self.length,
             seed=config.seed,
             start=start,
-            process=process,
-            processes=processes,
+            share=share,
             shuffle=True,
         )
 
-    def eval_batches(self, split: str, batch: int, process: int, processes: int) -> Iterator[Batch]:
+    def eval_batches(self, split: str, batch: int, share: Share) -> Iterator[Batch]:
         return pipeline.eval_batches(
             self.caches[split],
             self.plans[split],
             batch=batch,
             row_length=self.length,
-            process=process,
-            processes=processes,
+            share=share,
         )
 
 
@@ -234,4 +232,4 @@ class Reader(base.Reader):
         held = tokens.in_memory(examples, self.encode)
         held.check_ids(self._cfg.vocab, self._cfg.types, places.__getitem__)
         plan = pack.plan(held.lengths, row_length=self._length, max_segments=max(1, self._length // 8), seed=0)
-        return pipeline.eval_batches(held, plan, batch=rows, row_length=self._length, process=0, processes=1)
+        return pipeline.eval_batches(held, plan, batch=rows, row_length=self._length, share=WHOLE)

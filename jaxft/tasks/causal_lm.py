@@ -29,7 +29,7 @@ class CausalLm(CorpusTask):
     def change(self, vocabulary: Any, cfg: Any, pieces: Any) -> Any:
         """Rows are learned as they are."""
 
-        def unchanged(batch: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def unchanged(batch: dict[str, np.ndarray], draws: Any) -> dict[str, np.ndarray]:
             return batch
 
         return unchanged

@@ -64,8 +64,8 @@ class Detection(MaskedLm):
         """As MaskedLm.change; `original` [B, L] are the ids before."""
         hide = super().change(vocabulary, cfg, pieces)
 
-        def hidden(batch: Batch, rng: Any) -> Batch:
-            return hide(batch, rng) | {"original": batch["ids"]}
+        def hidden(batch: Batch, draws: Any) -> Batch:
+            return hide(batch, draws) | {"original": batch["ids"]}
 
         return hidden
 

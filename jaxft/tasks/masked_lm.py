@@ -41,7 +41,8 @@ class MaskedLm(CorpusTask):
         return self.rate
 
     def change(self, vocabulary: Any, cfg: Any, pieces: Any) -> Any:
-        """Hides tokens of a batch. `vocabulary` (hf.tokenizer.Vocabulary) knows the mask, special tokens and words.
+        """Hides tokens of a batch, by data.corpus.Draws. `vocabulary` (hf.tokenizer.Vocabulary) knows the mask, special
+        tokens and words.
 
         The batch gets `at` [B, K], the places that are guessed, and label and weight [B, K] instead of [B, L]. K is
         the most there can be: places beyond those of a row are 0 and have weight 0.
@@ -53,16 +54,17 @@ class MaskedLm(CorpusTask):
             )
         ordinary_V = np.flatnonzero(~vocabulary.special_V)
 
-        def hide(batch: Batch, rng: np.random.Generator) -> Batch:
+        def hide(batch: Batch, draws: Any) -> Batch:
             ids_BL = batch["ids"]
             eligible_BL = (batch["segment"] > 0) & ~vocabulary.special_V[ids_BL]
             begins_BL = vocabulary.begins_V[ids_BL] | (batch["position"] == 0)
             at_BK, chosen_BK = _choose(
-                eligible_BL, begins_BL if self.whole_words else np.ones_like(begins_BL), self.rate, rng
+                eligible_BL, begins_BL if self.whole_words else np.ones_like(begins_BL), self.rate, draws
             )
             rows_B1 = np.arange(len(ids_BL))[:, None]
             label_BK = ids_BL[rows_B1, at_BK]
-            kind_BK, any_BK = rng.random(at_BK.shape), ordinary_V[rng.integers(0, len(ordinary_V), at_BK.shape)]
+            K = at_BK.shape[1]
+            kind_BK, any_BK = draws.random(K), ordinary_V[draws.below(len(ordinary_V), K)]
             shown_BK = np.where(kind_BK < self.masked, vocabulary.mask_id, label_BK)
             shown_BK = np.where((kind_BK >= self.masked) & (kind_BK < self.masked + self.random), any_BK, shown_BK)
             hidden_BL = ids_BL.copy()
@@ -82,9 +84,7 @@ class MaskedLm(CorpusTask):
         return logits.cross_entropy(batch["label"], batch["weight"])
 
 
-def _choose(
-    eligible_BL: np.ndarray, begins_BL: np.ndarray, rate: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _choose(eligible_BL: np.ndarray, begins_BL: np.ndarray, rate: float, draws: Any) -> tuple[np.ndarray, np.ndarray]:
     """(places [B, K] in order, 0 where there is none; whether there is one [B, K]) of the tokens that are guessed.
 
     Of a row's n eligible tokens round(rate * n) are, at least one; of words (from one `begins` to the next) all or
@@ -93,7 +93,7 @@ def _choose(
     B, L = eligible_BL.shape
     K = max(1, math.ceil(rate * L))
     word_BL = np.cumsum(begins_BL, axis=1) - 1
-    lot_BL = np.take_along_axis(rng.random((B, L)), np.maximum(word_BL, 0), axis=1)
+    lot_BL = np.take_along_axis(draws.random(L), np.maximum(word_BL, 0), axis=1)
     lot_BL = np.where(eligible_BL, lot_BL, 2.0)  # behind all others
     order_BL = np.argsort(lot_BL, axis=1, kind="stable")
     n_B = eligible_BL.sum(1)

@@ -76,14 +76,14 @@ class SpanCorruption(CorpusTask):
         return functools.partial(self._corrupt, room=room, start=cfg.start_id, end=end, sentinels=sentinels)
 
     def _corrupt(
-        self, batch: Batch, rng: np.random.Generator, *, room: int, start: int, end: int, sentinels: tuple[int, ...]
+        self, batch: Batch, draws: Any, *, room: int, start: int, end: int, sentinels: tuple[int, ...]
     ) -> Batch:
         B, L = batch["ids"].shape
         source = {name: np.zeros((B, L), np.int32) for name in ("ids", "segment", "position")}
         target = {name: np.zeros((B, room), np.int32) for name in ("target_ids", "target_segment", "target_position")}
         label_BT = np.full((B, room), NO_LABEL, np.int32)
         for row in range(B):
-            used = written = 0
+            used, written, rng = 0, 0, draws.of_row(row)
             for slot in range(1, batch["segment"][row].max(initial=0) + 1):
                 text = batch["ids"][row][batch["segment"][row] == slot]
                 kept, answer = self._split(text, end, sentinels, rng)

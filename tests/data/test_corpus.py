@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxft.data import corpus
+from jaxft.data.pipeline import WHOLE, Share
 from jaxft.labels import NO_LABEL
 
 LENGTH = 8
@@ -24,7 +25,7 @@ def cache():
     )
 
 
-def unchanged(batch, rng):
+def unchanged(batch, draws):
     return batch
 
 
@@ -70,26 +71,44 @@ def test_an_empty_row_counts_for_nothing():
     assert batch["example"].tolist() == [[4], [-1]]
 
 
-def noisy(batch, rng):
-    return batch | {"ids": batch["ids"] + rng.integers(0, 1000, batch["ids"].shape).astype(np.int32)}
+def noisy(batch, draws):
+    own = np.array([draws.of_row(row).integers(1000) for row in range(len(batch["ids"]))])
+    noise = draws.below(1000, LENGTH) + (1000 * draws.random(LENGTH)).astype(np.int64) + own[:, None]
+    return batch | {"ids": batch["ids"] + noise.astype(np.int32)}
 
 
 def test_two_processes_together_see_the_batches_of_one_and_noise_depends_on_the_step_alone():
     options = dict(batch=4, row_length=LENGTH, seed=3)
-    one = list(itertools.islice(corpus.batches(cache(), noisy, start=0, process=0, processes=1, **options), 4))
-    late = next(corpus.batches(cache(), noisy, start=3, process=0, processes=1, **options))
+    one = list(itertools.islice(corpus.batches(cache(), noisy, start=0, share=WHOLE, **options), 4))
+    late = next(corpus.batches(cache(), noisy, start=3, share=WHOLE, **options))
     np.testing.assert_array_equal(one[3]["ids"], late["ids"])
-    halves = [next(corpus.batches(cache(), noisy, start=2, process=i, processes=2, **options)) for i in range(2)]
+    halves = [next(corpus.batches(cache(), noisy, start=2, share=Share((i,), 2), **options)) for i in range(2)]
     for name, array in one[2].items():
         np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), array, err_msg=name)
     assert len({batch["ids"].tobytes() for batch in one}) == 4
 
 
 def test_evaluation_passes_over_every_row_once_and_alike_each_time():
-    options = dict(batch=2, row_length=LENGTH, seed=3, process=0, processes=1)
+    options = dict(batch=2, row_length=LENGTH, seed=3, share=WHOLE)
     first, second = (list(corpus.eval_batches(cache(), noisy, **options)) for _ in range(2))
     assert [batch["example"].ravel().tolist() for batch in first] == [[0, 1], [2, 3], [4, -1]]
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a["ids"], b["ids"])
     plain = list(corpus.eval_batches(cache(), unchanged, **options))
     assert sum(batch["weight"].sum() for batch in plain) == sum(LENGTHS) - len(LENGTHS)
+
+
+def test_a_process_reads_only_its_rows_of_a_corpus():
+    class Counted(np.ndarray):
+        read: set
+
+        def __getitem__(self, at):
+            if isinstance(at, np.ndarray):
+                Counted.read |= set(at.ravel().tolist())
+            return np.asarray(super().__getitem__(at))
+
+    held = cache()
+    held.ids, Counted.read = held.ids.view(Counted), set()
+    (batch,) = corpus.eval_batches(held, noisy, batch=6, row_length=LENGTH, seed=3, share=Share((1,), 3))
+    assert batch["example"].ravel().tolist() == [2, 3]
+    assert Counted.read == set(range(2 * LENGTH, 4 * LENGTH + 1)), "and the label of the last one, which is cut"

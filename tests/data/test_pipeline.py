@@ -1,5 +1,6 @@
 """Order, resume and content of batches (PERF_RELIABILITY B3 #7, A3)."""
 
+import dataclasses
 import subprocess
 import sys
 from itertools import islice
@@ -10,6 +11,7 @@ import pytest
 
 from jaxft.data import pipeline, tokens
 from jaxft.data.pack import plan, plan_groups
+from jaxft.data.pipeline import Share
 
 ROW_LENGTH = 16
 
@@ -34,10 +36,10 @@ CACHE = cache_of()
 PLAN = plan(CACHE.lengths, row_length=ROW_LENGTH, max_segments=4, seed=0)
 
 
-def stream(start=0, process=0, processes=1, batch=4, shuffle=True, seed=0, the_plan=PLAN):
+def stream(start=0, share=pipeline.WHOLE, batch=4, shuffle=True, seed=0, the_plan=PLAN):
     return pipeline.batches(
         CACHE, the_plan, batch=batch, row_length=ROW_LENGTH, seed=seed, start=start,
-        process=process, processes=processes, shuffle=shuffle,
+        share=share, shuffle=shuffle,
     )  # fmt: skip
 
 
@@ -107,29 +109,29 @@ def test_resuming_at_any_step_equals_the_unbroken_stream():
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_the_parts_of_all_processes_are_the_batch_of_one(processes):
     whole = take(20, batch=6)
-    parts = [take(20, batch=6, process=p, processes=processes) for p in range(processes)]
+    parts = [take(20, batch=6, share=Share((p,), processes)) for p in range(processes)]
     for k, batch in enumerate(whole):
         assert same(batch, {key: np.concatenate([part[k][key] for part in parts]) for key in batch})
 
 
 def test_a_resumed_run_may_have_another_number_of_processes():
     whole = take(10, batch=4)
-    parts = [take(5, batch=4, start=5, process=p, processes=2) for p in range(2)]
+    parts = [take(5, batch=4, start=5, share=Share((p,), 2)) for p in range(2)]
     for k in range(5):
         assert same(whole[5 + k], {key: np.concatenate([part[k][key] for part in parts]) for key in whole[0]})
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match="batch=5 is not divisible by 2 processes; use 4"):
-        take(1, batch=5, processes=2)
-    with pytest.raises(ValueError, match="batch=1 is not divisible by 2 processes; use 2"):
-        take(1, batch=1, processes=2)
+    with pytest.raises(ValueError, match="batch=5 is not divisible by the 2 blocks of rows; use 4"):
+        take(1, batch=5, share=Share((0,), 2))
+    with pytest.raises(ValueError, match="batch=1 is not divisible by the 2 blocks of rows; use 2"):
+        take(1, batch=1, share=Share((0,), 2))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_evaluation_is_one_pass_with_equal_shares(processes):
     parts = [
-        list(pipeline.eval_batches(CACHE, PLAN, batch=8, row_length=ROW_LENGTH, process=p, processes=processes))
+        list(pipeline.eval_batches(CACHE, PLAN, batch=8, row_length=ROW_LENGTH, share=Share((p,), processes)))
         for p in range(processes)
     ]
     assert {len(part) for part in parts} == {-(-PLAN.rows // 8)}
@@ -147,7 +149,7 @@ def test_a_batch_of_padding_alone_is_empty():
 def test_vector_labels_keep_their_axis():
     cache = cache_of(10, label=lambda n: [n, 0.5, 1.0])
     made = plan(cache.lengths, row_length=ROW_LENGTH, max_segments=3, seed=0)
-    batch = next(pipeline.eval_batches(cache, made, batch=16, row_length=ROW_LENGTH, process=0, processes=1))
+    batch = next(pipeline.eval_batches(cache, made, batch=16, row_length=ROW_LENGTH, share=pipeline.WHOLE))
     assert batch["label"].shape == (16, 3, 3) and batch["label"].dtype == np.float32
     real = batch["example"] >= 0
     assert (batch["label"][real][:, 0] == batch["example"][real]).all() and not batch["label"][~real].any()
@@ -159,14 +161,55 @@ def test_one_example_a_row_is_a_plan_like_any_other():
     assert batch["first"].shape == (4, 1) and not batch["first"].any() and batch["segment"].max() == 1
 
 
-def test_the_digest_is_of_the_content():
+def digest(*parts):
+    """Of batches with their shares: of the whole batch that they are together."""
+    return pipeline.digest(one for batch, share in parts for one in pipeline.digests(batch, share))
+
+
+def test_the_digest_is_of_content_and_order():
     first, second = take(2)
     copy = {key: np.array(first[key]) for key in reversed(first)}
-    assert pipeline.digest(first) == pipeline.digest(copy) != pipeline.digest(second)
+    own = digest((first, pipeline.WHOLE))
+    assert digest((copy, pipeline.WHOLE)) == own != digest((second, pipeline.WHOLE))
     for key in first:
         changed = {k: np.array(v) for k, v in first.items()}
         changed[key].flat[0] += 1
-        assert pipeline.digest(changed) != pipeline.digest(first)
+        assert digest((changed, pipeline.WHOLE)) != own, key
+    assert digest(({key: array[::-1] for key, array in first.items()}, pipeline.WHOLE)) != own
+
+
+@pytest.mark.parametrize("cut", [[(0,), (1,)], [(1,), (0,)], [(0, 3), (1, 2)], [(0,), (1, 2, 3)], [(0, 1, 2, 3)]])
+def test_the_digest_is_the_same_however_the_batch_was_cut(cut):
+    shares = [Share(blocks, sum(map(len, cut))) for blocks in cut]
+    for k, whole in enumerate(take(3, batch=8)):
+        parts = [(take(3, batch=8, share=share)[k], share) for share in shares]
+        assert digest(*parts) == digest((whole, pipeline.WHOLE))
+
+
+class Counted:
+    """An array that notes which of its elements are read."""
+
+    def __init__(self, array):
+        self.array, self.read = array, set()
+
+    def __getitem__(self, at):
+        self.read |= set(np.arange(len(self.array))[at].tolist())
+        return self.array[at]
+
+
+@pytest.mark.parametrize("share", [Share((1,), 2), Share((0, 3), 4)])
+def test_a_process_reads_only_the_tokens_of_its_rows(share):
+    alone = plan(CACHE.lengths, row_length=ROW_LENGTH, max_segments=1, seed=0)  # so that a batch is an epoch
+    counted = Counted(CACHE.ids)
+    held = dataclasses.replace(CACHE, ids=counted)
+    options = dict(batch=alone.rows, row_length=ROW_LENGTH, share=share)
+    mine = alone.examples[share.rows(alone.rows)]
+    tokens_of_mine = {at for one in mine for at in range(CACHE.offsets[one], CACHE.offsets[one + 1])}
+    (batch,) = pipeline.eval_batches(held, alone, **options)
+    assert batch["example"].ravel().tolist() == mine.tolist() and counted.read == tokens_of_mine
+    counted.read = set()
+    next(pipeline.batches(held, alone, seed=0, start=3, shuffle=False, **options))
+    assert counted.read == tokens_of_mine and len(tokens_of_mine) < 0.7 * len(CACHE.ids)
 
 
 def test_the_data_room_does_not_import_jax():
@@ -186,7 +229,7 @@ def test_a_batch_of_groups_says_which_example_is_which_of_its_group():
         lambda texts: [([int(t)] * lengths[int(t)],) * 2 + (False,) for t, _ in texts],
     )
     made = plan_groups(held.lengths, begins, row_length=ROW_LENGTH, max_groups=2, seed=1)
-    (batch,) = pipeline.eval_batches(held, made, batch=4, row_length=ROW_LENGTH, process=0, processes=1)
+    (batch,) = pipeline.eval_batches(held, made, batch=4, row_length=ROW_LENGTH, share=pipeline.WHOLE)
     assert batch["group"].shape == batch["part"].shape == (4, 6)
     real = batch["example"] >= 0
     group, part = (batch[name][real] for name in ("group", "part"))

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from jaxft import build, companions, sharding, state
+from jaxft.data.corpus import Draws
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save as hf_save
 from jaxft.layers.loss import combined
@@ -60,7 +61,7 @@ def batch():
     position = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
     rows = {"ids": ids, "type": 0 * ids, "segment": segment, "position": position}
     rows["example"] = np.arange(ROWS, dtype=np.int32)[:, None]
-    return task().change(vocabulary, None, None)(rows, rng)
+    return task().change(vocabulary, None, None)(rows, Draws((0,), ROWS, np.arange(ROWS)))
 
 
 def loss_of(made, net, params, batch, key=None):

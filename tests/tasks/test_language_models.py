@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from jaxft.data.pipeline import WHOLE
 from jaxft.registry import UserError
 from tests.verbs_run import READER, here, program, reviews, write_rows
 
@@ -91,7 +92,7 @@ def test_scores_are_those_of_the_exported_folder_in_transformers(finished):
     }[task]
     model = getattr(transformers, cls).from_pretrained(run / "hf", attn_implementation="eager").eval()
     total = weight = hits = size = 0.0
-    for batch in held_out(run).eval_batches("validation", 8, 0, 1):
+    for batch in held_out(run).eval_batches("validation", 8, WHOLE):
         size += batch["bytes"].sum()
         for row in range(len(batch["ids"])):
             told = "target_" if task == "span_corruption" else ""

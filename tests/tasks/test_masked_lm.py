@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from jaxft.data.corpus import Draws
 from jaxft.registry import UserError
 from jaxft.tasks.masked_lm import MaskedLm
 
@@ -38,7 +39,7 @@ def batch(seed=0, rows=B):
 
 def hidden(seed=1, **options):
     before = batch()
-    return before, task(**options).change(vocabulary(), None, None)(dict(before), np.random.default_rng(seed))
+    return before, task(**options).change(vocabulary(), None, None)(dict(before), Draws((seed,), B, np.arange(B)))
 
 
 def chosen(after):

@@ -8,6 +8,7 @@ import pytest
 from configs.dpo import get_config
 from jaxft.config import parse
 from jaxft.data.files import read_split
+from jaxft.data.pipeline import WHOLE
 from jaxft.data.source import Split
 from jaxft.inputs import responses
 from jaxft.layers.vocab import VocabLogits
@@ -122,7 +123,7 @@ D = 8
 def scored(inputs, rows):
     """((sums, seen) of a batch of random vectors, the loss's gradient, the vectors and a table, the batch)."""
     reference = {name: np.linspace(-9, -3, len(held.lengths), dtype=np.float32) for name, held in inputs.caches.items()}
-    batch = next(iter(type(inputs)(**{**vars(inputs), "reference": reference}).eval_batches("train", rows, 0, 1)))
+    batch = next(iter(type(inputs)(**{**vars(inputs), "reference": reference}).eval_batches("train", rows, WHOLE)))
     rng = np.random.default_rng(0)
     vocab = inputs.encoder.vocab_size
     x_BLD = jnp.asarray(rng.normal(size=(*batch["ids"].shape, D)), jnp.float32)

@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from jaxft.data.corpus import Draws
 from jaxft.labels import NO_LABEL
 from jaxft.registry import UserError
 from jaxft.tasks.span_corruption import SpanCorruption
@@ -46,7 +47,9 @@ def pieces():
 
 def corrupted(seed=1, **options):
     cfg = types.SimpleNamespace(start_id=START)
-    return task(**options).change(vocabulary(), cfg, pieces)(batch(), np.random.default_rng(seed))
+    return task(**options).change(vocabulary(), cfg, pieces)(
+        batch(), Draws((seed,), len(LENGTHS), np.arange(len(LENGTHS)))
+    )
 
 
 def text_of(after, row, slot):

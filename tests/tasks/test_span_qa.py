@@ -244,7 +244,7 @@ def test_a_cache_on_disk_is_that_in_memory(encoder, tmp_path):
 def batches(encoder, examples, most, length=2 * LENGTH, rows=4):
     held = tokens.in_memory(examples, lambda texts: read(encoder, texts))
     plan = pack.plan(held.lengths, row_length=length, max_segments=most, seed=0)
-    return [*pipeline.eval_batches(held, plan, batch=rows, row_length=length, process=0, processes=1)]
+    return [*pipeline.eval_batches(held, plan, batch=rows, row_length=length, share=pipeline.WHOLE)]
 
 
 def questions(n=12, seed=0):

@@ -158,7 +158,7 @@ def test_a_packed_batch_has_the_loss_and_the_words_of_unpacked_ones(encoder):
     results = []
     for most in (1, 4):
         plan = pack.plan(held.lengths, row_length=40, max_segments=most, seed=0)
-        meter, args = task().meter(), dict(batch=4, row_length=40, process=0, processes=1)
+        meter, args = task().meter(), dict(batch=4, row_length=40, share=pipeline.WHOLE)
         for batch in pipeline.eval_batches(held, plan, **args):
             assert ((batch["weight"] == 1) == (batch["label"] >= 0)).all(), "words count, and nothing else"
             logits_BLC = logits_IC[batch["ids"]]

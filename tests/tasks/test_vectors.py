@@ -78,7 +78,7 @@ def packed(groups, length=12, most=2, seed=0):
 
     held = tokens.in_memory(groups, encode)
     plan = pack.plan_groups(held.lengths, held.begins, row_length=length, max_groups=most, seed=0)
-    (batch,) = pipeline.eval_batches(held, plan, batch=plan.rows + 1, row_length=length, process=0, processes=1)
+    (batch,) = pipeline.eval_batches(held, plan, batch=plan.rows + 1, row_length=length, share=pipeline.WHOLE)
     return rng.normal(size=(*batch["ids"].shape, D)).astype(np.float32), batch
 
 
