@@ -109,6 +109,18 @@ class Run:
                     f"(mesh {_shape(mesh)}); use {-(-rows // shards) * shards}, "
                     "or set mesh.tensor higher"
                 )
+        if not sharding.rows_apart(mesh, config.sharding.activations):
+            raise UserError(
+                f"mesh {_shape(mesh)}: some of the {jax.process_count()} processes would hold the same rows, and each "
+                f"reads its own; a row must be on the {jax.local_device_count()} devices of one process: set "
+                "mesh.tensor or mesh.context lower"
+            )
+        length, cut = config.input.length, sharding.pieces("L", config.sharding.activations, mesh)
+        if length % cut:
+            raise UserError(
+                f"input.length={length} tokens are not divisible by the {cut} devices that share a row "
+                f"(mesh {_shape(mesh)}); use {-(-length // cut) * cut}, or set mesh.context lower"
+            )
         ruled = sharding.axes_of(config.sharding.params, config.sharding.activations)
         for axis, size in mesh.shape.items():
             if size > 1 and axis not in ruled:

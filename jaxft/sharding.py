@@ -71,7 +71,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
                     f"sharding.{which}.{letter}={axes!r}: no dimension has the letter {letter!r}; letters: "
                     f"{', '.join(LETTERS)}{nearest(letter, LETTERS)}"
                 )
-            for axis in _names(axes):
+            for axis in names(axes):
                 if axis not in AXES:
                     raise UserError(
                         f"sharding.{which}.{letter}={axes!r}: no mesh axis {axis!r}; axes: {', '.join(AXES)}"
@@ -80,7 +80,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
 
 def axes_of(*maps: Rules) -> set[str]:
     """The mesh axes that some rule uses."""
-    return {axis for rules in maps for axes in rules.values() for axis in _names(axes)}
+    return {axis for rules in maps for axes in rules.values() for axis in names(axes)}
 
 
 def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> P:
@@ -91,7 +91,7 @@ def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) ->
     taken: set[str] = set()
     parts = []
     for size, letter in zip(shape, axes, strict=True):
-        wanted = [a for a in _names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
+        wanted = [a for a in names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
         if not wanted or size % math.prod(mesh.shape[a] for a in wanted):
             parts.append(None)
         else:
@@ -112,7 +112,7 @@ def undivided(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mes
     return [
         f"{letter}={size} by {'*'.join(wanted)}={math.prod(mesh.shape[a] for a in wanted)}"
         for size, letter in zip(shape, axes, strict=True)
-        if (wanted := [a for a in _names(rules.get(letter)) if mesh.shape[a] > 1])
+        if (wanted := [a for a in names(rules.get(letter)) if mesh.shape[a] > 1])
         and size % math.prod(mesh.shape[a] for a in wanted)
     ]
 
@@ -121,9 +121,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def devices(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+    """How many devices there are along mesh axes."""
+    return math.prod(mesh.shape[axis] for axis in names(axes))
+
+
 def pieces(letter: str, rules: Rules, mesh: Mesh) -> int:
     """Into how many pieces a rule wants to cut the axes of `letter`."""
-    return math.prod(mesh.shape[axis] for axis in _names(rules.get(letter)))
+    return devices(rules.get(letter), mesh)
 
 
 def batch_shards(mesh: Mesh, activations: Rules) -> int:
@@ -133,10 +138,18 @@ def batch_shards(mesh: Mesh, activations: Rules) -> int:
 
 def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:
     """Rows over the axes of letter B, everything else whole."""
-    return NamedSharding(mesh, P(tuple(_names(activations["B"]))))
+    return NamedSharding(mesh, P(tuple(names(activations["B"]))))
 
 
-def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+def rows_apart(mesh: Mesh, activations: Rules) -> bool:
+    """Whether each process has rows of the batch that no other one has."""
+    where = batch_sharding(mesh, activations).devices_indices_map((batch_shards(mesh, activations),))
+    held = {(device.process_index, rows[0].start) for device, rows in where.items()}
+    return len(held) == len({start for _, start in held})
+
+
+def names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule, or of a part of a PartitionSpec."""
     if not axes:
         return ()
     return (axes,) if isinstance(axes, str) else tuple(axes)
@@ -177,6 +190,15 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, where)
 
 
+def shards(shape: Sequence[int], letters: str) -> tuple[int, ...]:
+    """Into how many pieces `constrain` cuts each dimension of an array of this shape."""
+    active = _active.get()
+    if active is None:
+        return (1,) * len(shape)
+    parts = spec(shape, letters, active.rules, active.mesh)
+    return tuple(devices(axes, active.mesh) for axes in parts)
+
+
 def by_device(body: Callable[..., jax.Array], *given: tuple[jax.Array, str], over: str) -> jax.Array:
     """`body` of arrays given with their letters, on every device of its pieces of them; the result is like the first.
 
@@ -188,13 +210,13 @@ def by_device(body: Callable[..., jax.Array], *given: tuple[jax.Array, str], ove
     if active is None or active.mesh.size == 1:
         return body(*arrays)
     mesh, rules = active.mesh, active.rules
-    shared = {axis for letter in over for axis in _names(rules.get(letter))}
+    shared = {axis for letter in over for axis in names(rules.get(letter))}
     rules = {
-        letter: axes if letter in over else [axis for axis in _names(axes) if axis not in shared]
+        letter: axes if letter in over else [axis for axis in names(axes) if axis not in shared]
         for letter, axes in rules.items()
     }
     specs = [spec(array.shape, letters, rules, mesh) for array, letters in given]
-    cut = [{axis for part in where for axis in _names(part)} for where in specs]
+    cut = [{axis for part in where for axis in names(part)} for where in specs]
     varying = set[str]().union(*cut)
 
     def one(*pieces: jax.Array) -> jax.Array:

@@ -69,6 +69,13 @@ def test_processes_train_what_one_does_with_their_devices(count, alone, tmp_path
     assert_alike(tmp_path / "run", alone)
 
 
+@pytest.mark.parametrize("axis", ["context", "tensor"])
+def test_processes_that_would_share_a_row_are_refused(axis, tmp_path):
+    done = wait(start(tmp_path / "run", 2, data__train="no/such/file.tsv", **{f"mesh__{axis}": 2}))
+    says = f"mesh {axis}=2: some of the 2 processes would hold the same rows"
+    assert any(one.code == 2 and says in one.err for one in done), "the other one may miss it first"
+
+
 def test_another_number_of_processes_and_another_mesh_go_on(alone, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(alone, folder)
