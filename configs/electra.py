@@ -76,7 +76,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = dict(data=-1, fsdp=1, tensor=1, context=1, expert=1)
     c.sharding = dict(
         params=dict(V="tensor", D="fsdp", F="tensor", HK="tensor", GK="tensor", E="expert"),
-        activations=dict(B=("data", "fsdp", "expert"), V="tensor", F="tensor", H="tensor", G="tensor", E="expert"),
+        activations=dict(
+            B=("data", "fsdp", "expert"), L="context", V="tensor", F="tensor", H="tensor", G="tensor", E="expert"
+        ),
     )
     c.log = dict(tensorboard=True, wandb="")
     if arg == "files":

@@ -152,7 +152,8 @@ def network(
     """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`. Allocates nothing."""
     machine = choice.Machine.of(mesh.devices.flat[0])
     dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
-    if reason := choice.needs(model.attention, machine, dtype):
+    cut = sharding.pieces("L", rules.activations, mesh)
+    if reason := choice.needs(model.attention, machine, dtype, cut):
         raise UserError(f'model.attention="{model.attention}" {reason}; use "auto"')
     how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat, attention=model.attention)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg

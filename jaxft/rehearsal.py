@@ -83,6 +83,12 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
                 f"{field}{micro}={rows} rows are not divisible by the {shards} devices that share the batch "
                 f"(mesh {shape(mesh)}); use {-(-rows // shards) * shards}, or set mesh.tensor higher"
             )
+    length, cut = config.input.length, sharding.pieces("L", config.sharding.activations, mesh)
+    if length % cut:
+        raise UserError(
+            f"input.length={length} tokens are not divisible by the {cut} devices that share a row "
+            f"(mesh {shape(mesh)}); use {-(-length // cut) * cut}, or set mesh.context lower"
+        )
     ruled = sharding.axes_of(config.sharding.params, config.sharding.activations)
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in ruled:

@@ -102,7 +102,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
                     f"sharding.{which}.{letter}={axes!r}: no dimension has the letter {letter!r}; letters: "
                     f"{', '.join(LETTERS)}{nearest(letter, LETTERS)}"
                 )
-            for axis in _names(axes):
+            for axis in names(axes):
                 if axis not in AXES:
                     raise UserError(
                         f"sharding.{which}.{letter}={axes!r}: no mesh axis {axis!r}; axes: {', '.join(AXES)}"
@@ -111,7 +111,7 @@ def check_rules(params: Rules, activations: Rules) -> None:
 
 def axes_of(*maps: Rules) -> set[str]:
     """The mesh axes that some rule uses."""
-    return {axis for rules in maps for axes in rules.values() for axis in _names(axes)}
+    return {axis for rules in maps for axes in rules.values() for axis in names(axes)}
 
 
 def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) -> P:
@@ -122,7 +122,7 @@ def spec(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mesh) ->
     taken: set[str] = set()
     parts = []
     for size, letter in zip(shape, axes, strict=True):
-        wanted = [a for a in _names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
+        wanted = [a for a in names(rules.get(letter)) if a not in taken and mesh.shape[a] > 1]
         if not wanted or size % math.prod(mesh.shape[a] for a in wanted):
             parts.append(None)
         else:
@@ -143,7 +143,7 @@ def undivided(shape: Sequence[int], axes: Sequence[str], rules: Rules, mesh: Mes
     return [
         f"{letter}={size} by {'*'.join(wanted)}={math.prod(mesh.shape[a] for a in wanted)}"
         for size, letter in zip(shape, axes, strict=True)
-        if (wanted := [a for a in _names(rules.get(letter)) if mesh.shape[a] > 1])
+        if (wanted := [a for a in names(rules.get(letter)) if mesh.shape[a] > 1])
         and size % math.prod(mesh.shape[a] for a in wanted)
     ]
 
@@ -152,9 +152,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def devices(axes: str | Sequence[str] | None, mesh: Mesh) -> int:
+    """How many devices there are along mesh axes."""
+    return math.prod(mesh.shape[axis] for axis in names(axes))
+
+
 def pieces(letter: str, rules: Rules, mesh: Mesh) -> int:
     """Into how many pieces a rule wants to cut the axes of `letter`."""
-    return math.prod(mesh.shape[axis] for axis in _names(rules.get(letter)))
+    return devices(rules.get(letter), mesh)
 
 
 def batch_shards(mesh: Mesh, activations: Rules) -> int:
@@ -164,7 +169,7 @@ def batch_shards(mesh: Mesh, activations: Rules) -> int:
 
 def batch_sharding(mesh: Mesh, activations: Rules) -> NamedSharding:
     """Rows over the axes of letter B, everything else whole."""
-    return NamedSharding(mesh, P(tuple(_names(activations["B"]))))
+    return NamedSharding(mesh, P(tuple(names(activations["B"]))))
 
 
 def batch_blocks(mesh: Mesh, activations: Rules) -> tuple[int, ...]:
@@ -188,7 +193,8 @@ def batch_blocks(mesh: Mesh, activations: Rules) -> tuple[int, ...]:
     return tuple(sorted(held[jax.process_index()]))
 
 
-def _names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+def names(axes: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The mesh axes of a rule, or of a part of a PartitionSpec."""
     if not axes:
         return ()
     return (axes,) if isinstance(axes, str) else tuple(axes)
@@ -229,6 +235,15 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, where)
 
 
+def shards(shape: Sequence[int], letters: str) -> tuple[int, ...]:
+    """Into how many pieces `constrain` cuts each dimension of an array of this shape."""
+    active = _active.get()
+    if active is None:
+        return (1,) * len(shape)
+    parts = spec(shape, letters, active.rules, active.mesh)
+    return tuple(devices(axes, active.mesh) for axes in parts)
+
+
 def shares(rows: int) -> int:
     """Into how many pieces a batch of `rows` is cut inside `activations`; 1 outside, and where it does not divide."""
     active = _active.get()
@@ -246,7 +261,7 @@ def by_share(body: Callable[..., Any], *arrays: Any) -> Any:
     if active is None or n == 1:
         return jax.tree.map(lambda x: x[None], body(*arrays))
     apart = jax.tree.map(lambda x: constrain(x.reshape(n, -1, *x.shape[1:]), "B" + "_" * x.ndim), arrays)
-    axes = tuple(axis for axis in _names(active.rules["B"]) if active.mesh.shape[axis] > 1)
+    axes = tuple(axis for axis in names(active.rules["B"]) if active.mesh.shape[axis] > 1)
     with activations(active.mesh, {**active.rules, "B": None}):
         return jax.vmap(body, spmd_axis_name=axes)(*apart)
 
@@ -262,13 +277,13 @@ def by_device(body: Callable[..., jax.Array], *given: tuple[jax.Array, str], ove
     if active is None or active.mesh.size == 1:
         return body(*arrays)
     mesh, rules = active.mesh, active.rules
-    shared = {axis for letter in over for axis in _names(rules.get(letter))}
+    shared = {axis for letter in over for axis in names(rules.get(letter))}
     rules = {
-        letter: axes if letter in over else [axis for axis in _names(axes) if axis not in shared]
+        letter: axes if letter in over else [axis for axis in names(axes) if axis not in shared]
         for letter, axes in rules.items()
     }
     specs = [spec(array.shape, letters, rules, mesh) for array, letters in given]
-    cut = [{axis for part in where for axis in _names(part)} for where in specs]
+    cut = [{axis for part in where for axis in names(part)} for where in specs]
     varying = set[str]().union(*cut)
 
     def one(*pieces: jax.Array) -> jax.Array:

@@ -130,6 +130,23 @@ def test_an_option_that_cannot_be_is_refused_before_the_data_are_read(tmp_path, 
         assert part in done.err, done.err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            dict(input__length=15),
+            "input.length=15 tokens are not divisible by the 2 devices that share a row (mesh context=2); use 16",
+        ),
+        (dict(model__attention="splash"), 'model.attention="splash" needs '),
+        (dict(sharding__activations__L="tensor"), "mesh.context=2, but no rule of sharding.params or sharding."),
+    ],
+    ids=["length", "kernel", "rule"],
+)
+def test_rows_that_cannot_be_cut_are_refused_before_the_data_are_read(tmp_path, options, says):
+    done = program.run(tmp_path / "run", devices=2, data__train="no/such/file.tsv", mesh__context=2, **options)
+    assert done.code == 2 and says in done.err, done
+
+
 def test_an_option_of_a_model_from_scratch_is_said_to_have_no_effect_on_another(tmp_path):
     done = program.run(tmp_path / "run", model__hf="nobody/nothing")
     for name in ("model.scratch.layers", "tokenizer.vocab"):

@@ -15,8 +15,13 @@ from tests import program
 
 pytestmark = pytest.mark.slow
 
-# Processes, devices of each, mesh: where a tensor axis goes across processes.
-SHARED = [(2, 1, {"tensor": 2}), (4, 1, {"data": 2, "tensor": 2}), (2, 2, {"fsdp": 1, "data": 1, "tensor": 4})]
+# Processes, devices of each, mesh: an axis that does not cut the batch goes across processes.
+SHARED = [
+    (2, 1, {"tensor": 2}),
+    (2, 1, {"context": 2}),
+    (4, 1, {"data": 2, "tensor": 2}),
+    (2, 2, {"fsdp": 1, "data": 1, "tensor": 4}),
+]
 ACROSS = {"sharding__activations__B": "('fsdp', 'data')"}  # every other piece of the batch is of one process
 LONG = {"train__duration": "4000 steps", "checkpoint__every": "4000 steps", "evaluate__every": "4000 steps"}
 

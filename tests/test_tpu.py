@@ -14,7 +14,9 @@ GIB = 2**30
 CHIP = 16 * GIB  # memory of a TPU v5e
 MESHES = ({"data": 8}, {"fsdp": 4, "tensor": 2})
 SHARED_EXPERTS = {"fsdp": 2, "expert": 4}
-STEPS = [("bert", sizes) for sizes in MESHES] + [("llama", MESHES[1]), ("mixtral", SHARED_EXPERTS)]
+CUT_ROWS = {"context": 8}
+STEPS = [("bert", sizes) for sizes in MESHES]
+STEPS += [("llama", MESHES[1]), ("mixtral", SHARED_EXPERTS), ("long", CUT_ROWS)]
 SMALL = 32 * 128 * 2  # elements of the classifier's products
 
 
@@ -79,4 +81,12 @@ def test_a_chip_gathers_the_kernels_of_its_own_experts_and_of_no_other(compiled)
     kernels = [shape for shape in found["gathered"] if sorted(shape)[-2:] == [384, 768]]
     assert kernels, "they are shared out over fsdp"
     assert max(math.prod(shape) for shape in kernels) == 2 * 384 * 768, "of eight experts over four chips"
+    assert "Involuntary full rematerialization" not in errors
+
+
+@pytest.mark.slow
+def test_of_a_row_of_16384_tokens_a_chip_holds_an_eighth_and_keys_go_around(compiled):
+    found, errors = compiled["long", str(CUT_ROWS)]
+    assert found["collectives"]["collective-permute"] > 0 and not found["gathered"]
+    assert found["temp_size_in_bytes"] < 0.25 * GIB, "of a whole row it is 1.6 GiB"
     assert "Involuntary full rematerialization" not in errors

@@ -3,6 +3,7 @@
 python -m tests.tpu_step bert '{"fsdp": 4, "tensor": 2}'     BERT-base, configs/bert_cls.py:sst2
 python -m tests.tpu_step llama '{"fsdp": 4, "tensor": 2}'    a small Llama on rows of 2,048 tokens
 python -m tests.tpu_step mixtral '{"fsdp": 2, "expert": 4}'  a small Mixtral of 8 experts
+python -m tests.tpu_step long '{"data": 2, "context": 4}'    the Llama on rows of 16,384 tokens, one for `context` chips
 -> JSON: bytes a chip, dtypes of the matrix products, collectives, kernels of Pallas, arrays of [length, length],
    shapes of what is gathered
 
@@ -25,6 +26,7 @@ from jaxft.models import bert, llama, mixtral
 from jaxft.tasks.cls import Cls
 
 TOPOLOGY = "v5e:2x4"
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
 VOCAB = 28996  # google-bert/bert-base-cased; its other sizes are the defaults of bert.Config
 LABELS = ("negative", "positive")
 NETWORKS = {  # name -> (family, its Config, what the run's config has otherwise)
@@ -34,6 +36,11 @@ NETWORKS = {  # name -> (family, its Config, what the run's config has otherwise
         # No other size is that of a row. Of three key heads the devices that share the heads get one and a half each.
         llama.Config(vocab=1000, positions=4096, layers=3, d_model=384, d_ff=768, heads=6, kv_heads=3),
         {"input": {"length": 2048}, "train": {"batch": 16}},
+    ),
+    "long": (
+        llama,
+        llama.Config(vocab=1000, positions=16384, layers=3, d_model=384, d_ff=768, heads=6, kv_heads=3),
+        {"input": {"length": 16384}},
     ),
     "mixtral": (
         mixtral,
@@ -57,8 +64,10 @@ def compiled_step(name, sizes):
     raw["model"]["scan"] = True  # the blocks compiled once: 25 s instead of 150
     for section, values in changes.items():
         raw[section].update(values)
-    config = parse(raw)
     on = mesh_of(sizes)
+    if name == "long":
+        raw["train"]["batch"] = on.shape["data"]
+    config = parse(raw)
     task = Cls(text="sentence", pair="", label="label", metric="", smoothing=0.0, classes=LABELS)
     options = dict(head=task.head, outputs=task.outputs, model=config.model, rules=config.sharding, mesh=on)
     net = build.network(family, cfg, **options)
@@ -95,7 +104,7 @@ def gathered(text):
 if __name__ == "__main__":
     compiled, config = compiled_step(sys.argv[1], json.loads(sys.argv[2]))
     text, memory = compiled.as_text(), compiled.memory_analysis()
-    counted = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in ("all-gather", "all-reduce")}
+    counted = {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES}
     sizes = {f: getattr(memory, f) for f in ("argument_size_in_bytes", "temp_size_in_bytes", "output_size_in_bytes")}
     square = re.findall(rf"\w+\[[\d,]*{config.input.length},{config.input.length}[\d,]*\]", text)
     kernels = re.findall(r"splash_\w+", text)

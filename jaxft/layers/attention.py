@@ -11,7 +11,7 @@ from flax import nnx
 from jaxft.layers.cache import Memory, Pair
 from jaxft.layers.dense import Dense
 from jaxft.layers.dropout import dropout
-from jaxft.layers.kernels import choice, chunked, cudnn, splash
+from jaxft.layers.kernels import choice, chunked, cudnn, ring, splash
 from jaxft.layers.parameter import Init
 from jaxft.layers.rope import Rotary
 from jaxft.sharding import constrain
@@ -107,6 +107,9 @@ def attention(
     call = choice.Call.of(q_BLHK, k_BMGK, v_BMGK, where, softcap, bias_BHLM is not None, dropped)
     q_BLHK = q_BLHK * jnp.asarray(scale, q_BLHK.dtype)
     match choice.choose(choice.wish(), call):
+        case "ring":
+            size = choice.block(choice.wish(), call)
+            return ring.attend(q_BLHK, k_BMGK, v_BMGK, where, softcap=softcap, drop=drop, key=key, block=size)
         case "splash":
             return splash.attend(q_BLHK, k_BMGK, v_BMGK, where, softcap=softcap)
         case "cudnn":
@@ -204,8 +207,9 @@ class Attention(nnx.Module):
         return constrain(self.out(mixed_BLHK.reshape(*x_BLD.shape[:2], -1)), "BLD")
 
     def _keys(self, over_BMD: jax.Array, sight: Sight) -> Pair:
-        k_BMGK = _normed(self.k_norm, self._heads(self.k(over_BMD), self.kv_heads, "BMGK"))
-        v_BMGK = self._heads(self.v(over_BMD), self.kv_heads, "BMGK")
+        # Of a row that is asked, too, the tokens are where the rule of L has them.
+        k_BMGK = _normed(self.k_norm, self._heads(self.k(over_BMD), self.kv_heads, "BLGK"))
+        v_BMGK = self._heads(self.v(over_BMD), self.kv_heads, "BLGK")
         return k_BMGK if sight.rotary is None else sight.rotary(k_BMGK), v_BMGK
 
     def bias(self, q_BLHK: jax.Array, k_BMGK: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array | None:

@@ -155,19 +155,23 @@ summed.defvjp(_summed_forward, _summed_backward)
 def cut(words: int, *arrays_BL: jax.Array) -> Any:
     """The arrays [B, L, ...] cut along L, [N, B, L / N, ...], filled up by 0.
 
-    `words` are the logits of a token: those of a piece fit.
+    `words` are the logits of a token: those of a piece fit. Where rows are cut over devices, every device gives its
+    share of every piece, so that none has to give its tokens away.
     """
     B, L = arrays_BL[0].shape[:2]
-    active = sharding.active()
-    shared = 1 if active is None else sharding.batch_shards(active.mesh, active.rules)
+    active, own = sharding.active(), _own(B, L)
+    shared = L // own
+    shared *= 1 if active is None else sharding.batch_shards(active.mesh, active.rules)
     shared *= 1 if active is None else sharding.pieces("V", active.rules, active.mesh)
-    n = min(L, -(-B * L * words // (PIECE * shared)))
-    size = -(-L // n)
-    n = -(-L // size)
+    n = min(own, -(-B * L * words // (PIECE * shared)))
+    size = -(-own // n)
+    n = -(-own // size)
 
     def pieces_of(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, ((0, 0), (0, n * size - L), *[(0, 0)] * (array.ndim - 2)))
-        pieces = jnp.moveaxis(padded.reshape(B, n, size, *array.shape[2:]), 1, 0)
+        rest = array.shape[2:]
+        rows = array.reshape(B, L // own, own, *rest)
+        padded = jnp.pad(rows, ((0, 0), (0, 0), (0, n * size - own), *[(0, 0)] * len(rest)))
+        pieces = jnp.moveaxis(padded.reshape(B, L // own, n, size, *rest), 2, 0).reshape(n, B, -1, *rest)
         return constrain(pieces, "_BLD"[: pieces.ndim])
 
     return tuple(map(pieces_of, arrays_BL))
@@ -175,5 +179,12 @@ def cut(words: int, *arrays_BL: jax.Array) -> Any:
 
 def joined(pieces_NBL: jax.Array, length: int) -> jax.Array:
     """The inverse: [N, B, L / N, ...] -> [B, length, ...]."""
-    _, B, _, *rest = pieces_NBL.shape
-    return jnp.moveaxis(pieces_NBL, 0, 1).reshape(B, -1, *rest)[:, :length]
+    n, B, _, *rest = pieces_NBL.shape
+    own = _own(B, length)
+    shares = jnp.moveaxis(pieces_NBL.reshape(n, B, length // own, -1, *rest), 0, 2)
+    return shares.reshape(B, length // own, -1, *rest)[:, :, :own].reshape(B, length, *rest)
+
+
+def _own(B: int, L: int) -> int:
+    """Tokens of a row of `L` that a device has."""
+    return L // sharding.shards((B, L), "BL")[1]

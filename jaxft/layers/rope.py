@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.registry import UserError, nearest
+from jaxft.sharding import constrain
 
 # type -> (options it must have, options it may have)
 OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -115,7 +116,7 @@ class Rope:
 
     def rotary(self, position_BL: jax.Array) -> Rotary:
         """The angles of tokens at `position_BL`, their places in their own text."""
-        options = dict(self.options)
+        options, position_BL = dict(self.options), constrain(position_BL, "BL")
         inv_freq_K = _FREQUENCIES[options["rope_type"]](self, options, position_BL)
         # float32: positions above 256 are not distinct in bfloat16, so angles would repeat.
         angle_BLK = position_BL[:, :, None].astype(jnp.float32) * jnp.reshape(inv_freq_K, (1, 1, -1))

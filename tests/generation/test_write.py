@@ -63,6 +63,16 @@ def test_texts_equal_those_of_transformers_token_by_token(case, beams):
     equal(case, num_beams=beams)
 
 
+@pytest.mark.parametrize("case", [("llama", ""), ("gemma2", ""), ("t5", ""), ("bart", "")], indirect=True, ids=named)
+def test_texts_are_the_same_where_rows_are_cut_over_devices(case):
+    """Prompts that two devices share, and those that they do not; then tokens that ask for what both keep."""
+    _, net, params, folder = case
+    there, theirs = hub.network(net.family.MODEL_TYPE, folder, devices=2, context=2)
+    for length in (6, 7):
+        texts = hub.prompts(net.cfg.vocab, (length, length - 2))
+        assert hub.ours(there, theirs, texts, wanted(case)) == hub.ours(net, params, texts, wanted(case))
+
+
 # Of these no family computes another way; and BART and Marian show their positions only here.
 SEARCHES = {
     "penalised": {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},

@@ -14,7 +14,7 @@ from tests import tiny
 
 B, L, D, ROWS, WORDS = 4, 7, 16, 40, 37
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}  # float32; never loosened
-RULES = {"B": ("data", "fsdp"), "V": "tensor"}
+RULES = {"B": ("data", "fsdp"), "L": "context", "V": "tensor"}
 
 
 @pytest.fixture
@@ -78,8 +78,13 @@ def test_a_token_that_does_not_count_leaves_no_trace_even_if_it_is_not_finite(pi
     assert (dirty[1][0][0, 0] == 0).all()
 
 
-def test_over_a_mesh_it_is_what_one_device_computes(pieces):
+@pytest.mark.parametrize(
+    ("sizes", "length"), [(dict(data=2, fsdp=2, tensor=2), L), (dict(context=2, data=2, tensor=2), L - 1)], ids=str
+)
+def test_over_a_mesh_it_is_what_one_device_computes(monkeypatch, sizes, length):
+    monkeypatch.setattr(cutting, "PIECE", B * ROWS * 2 // 8)
     x, table, bias, labels, weights = given()
+    x, labels, weights = (array[:, :length] for array in (x, labels, weights))
 
     def loss(x, table, bias):
         return VocabLogits(x, table, bias, 0.0, WORDS).cross_entropy(labels, weights)["loss"][0]
@@ -88,10 +93,27 @@ def test_over_a_mesh_it_is_what_one_device_computes(pieces):
         with sharding.activations(mesh, RULES):
             return loss(*arrays)
 
-    mesh = tiny.mesh(data=2, fsdp=2, tensor=2)
+    mesh = tiny.mesh(**sizes)
     found = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(x, table, bias)
     expected = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(x, table, bias)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), found, expected)
+
+
+def test_devices_that_rows_are_cut_over_give_their_own_tokens_to_every_piece(monkeypatch):
+    """Two of three tokens, then the third."""
+    monkeypatch.setattr(cutting, "PIECE", B * ROWS * 4 // 8)
+    x_BLD = given()[0][:, :6]
+    mesh = tiny.mesh(context=2, data=4)
+
+    def there(x_BLD):
+        with sharding.activations(mesh, RULES):
+            assert cutting.cut(ROWS, x_BLD)[0].shape == (2, B, 4, D)
+            return sharding.constrain(cutting.joined(2 * cutting.cut(ROWS, x_BLD)[0], 6), "BLD")
+
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", "context"))
+    compiled = jax.jit(there).lower(jax.ShapeDtypeStruct(x_BLD.shape, x_BLD.dtype, sharding=where)).compile()
+    assert not any(name in compiled.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
+    np.testing.assert_array_equal(compiled(jax.device_put(x_BLD, where)), 2 * x_BLD)
 
 
 def test_memory_is_that_of_a_piece_and_products_are_in_the_dtype_of_the_model():

@@ -43,7 +43,9 @@ def sums(net, params, batch):
     return with_losses(logits.cross_entropy(labels, jnp.ones(labels.shape)), own)
 
 
-@pytest.mark.parametrize("sizes", [dict(expert=4, data=2), dict(expert=2, tensor=2, fsdp=2)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [dict(expert=4, data=2), dict(expert=2, tensor=2, fsdp=2), dict(context=2, expert=2, data=2)], ids=str
+)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.MODEL_TYPE)
 def test_loss_and_gradients_with_experts_shared_out_are_those_of_one_device(family, sizes):
     results = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxft import sharding
+from jaxft.layers.kernels import chunked
 from jaxft.layers.kernels.splash import LANES
 from jaxft.registry import UserError
 
@@ -50,6 +51,7 @@ class Call:
     softcap: bool = False
     bias: bool = False
     drop: bool = False
+    cut: int = 1  # pieces that rows of queries and keys alike are cut into: the mesh's rule of L
 
     @classmethod
     def of(
@@ -64,6 +66,7 @@ class Call:
     ) -> "Call":
         active = sharding.active()
         device = jax.devices()[0] if active is None else active.mesh.devices.flat[0]
+        placed, cut = where.at_BL is not None, sharding.shards(k_BMGK.shape, "BLGK")[1]
         return cls(
             Machine.of(device),
             q_BLHK.dtype.name,
@@ -73,21 +76,28 @@ class Call:
             v_BMGK.shape[3],
             where.causal,
             where.window,
-            where.at_BL is not None,
+            placed,
             softcap > 0,
             bias,
             drop,
+            cut if placed or cut == sharding.shards(q_BLHK.shape, "BLHK")[1] else 1,
         )
 
 
 def choose(wish: str, call: Call) -> str:
-    """ "dense", "chunked", "cudnn" or "splash".
+    """ "ring", "dense", "chunked", "cudnn" or "splash".
 
+    Where rows are cut over devices it is the ring, in which `block` is what the wish decides; but a bias does not
+    travel: with one, what is wished for is computed as XLA shares it out, by "auto" the dense computation.
     "auto" takes the dense computation for up to SHORT scores, beyond that the kernel of the platform, where it can do
     what the call asks for (`why_not`), and the chunked computation elsewhere. Another wish is fulfilled; but of a
     kernel's wish, calls with queries at chosen places are left out: the few that the last layer is asked for go by
     "auto". Raises UserError for a kernel that cannot do what is asked.
     """
+    if call.cut > 1:
+        if reason := needs(wish, call.machine, call.dtype, call.cut):
+            raise UserError(f'model.attention="{wish}" {reason}; use "auto"')
+        return "ring" if not call.bias else "dense" if wish == "auto" else wish
     if wish in ("dense", "chunked"):
         return wish
     if wish != "auto" and not call.placed:
@@ -101,7 +111,7 @@ def choose(wish: str, call: Call) -> str:
 
 def why_not(kernel: str, call: Call) -> str:
     """Why "splash" or "cudnn" cannot serve a call; "" where it can."""
-    if reason := needs(kernel, call.machine, call.dtype):
+    if reason := needs(kernel, call.machine, call.dtype, call.cut):
         return reason
     if call.placed:
         return "has no queries at chosen places"
@@ -114,8 +124,17 @@ def why_not(kernel: str, call: Call) -> str:
     return _splash(call) if kernel == "splash" else _cudnn(call)
 
 
-def needs(kernel: str, machine: Machine, dtype: str) -> str:
-    """What a machine or a dtype lacks for a kernel; "" where nothing."""
+def block(wish: str, call: Call) -> int:
+    """Queries and keys of a block in the ring: those of two pieces at once, where the dense computation is chosen."""
+    L, M = call.L if call.placed else call.L // call.cut, call.M // call.cut
+    dense = wish == "dense" or (wish == "auto" and L * M <= SHORT)
+    return max(L, M) if dense else chunked.BLOCK
+
+
+def needs(kernel: str, machine: Machine, dtype: str, cut: int) -> str:
+    """What a machine, a dtype or a mesh that cuts rows into `cut` pieces lacks for a kernel; "" where nothing."""
+    if kernel in ("splash", "cudnn") and cut > 1:
+        return f"needs whole rows, and sharding.activations.L cuts them into {cut} pieces"
     if kernel == "splash":
         if machine.platform != "tpu":
             return f"needs a TPU, and this is a {machine.platform}"

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxft.layers.attention import attention
-from jaxft.layers.kernels import choice
+from jaxft.layers.kernels import choice, chunked
 from jaxft.layers.kernels.choice import Call, Machine, choose
 from jaxft.registry import UserError
 from tests import tiny
@@ -52,6 +52,10 @@ def call(**changes):
         (dict(machine=HOPPER, softcap=True), "chunked"),
         (dict(machine=HOPPER, L=2047, M=2047), "chunked"),
         (dict(machine=HOPPER, bias=True), "chunked"),
+        (dict(cut=2), "ring"),
+        (dict(cut=2, L=12, placed=True), "ring"),
+        (dict(cut=2, L=512, M=512, drop=True, machine=CPU), "ring"),
+        (dict(cut=2, bias=True), "dense"),
     ],
 )
 def test_auto_takes_the_kernel_of_the_platform_where_it_fits(changes, expected):
@@ -72,6 +76,7 @@ def test_what_computes_everything_is_never_refused(wish):
         ("splash", dict(drop=True), "set attention_dropout=0"),
         ("splash", dict(dtype="float32"), "needs model.dtype=bfloat16, not float32"),
         ("splash", dict(L=1024), "no causality and no window between sequences of 1024 and 2048 tokens"),
+        ("splash", dict(cut=2), "needs whole rows, and sharding.activations.L cuts them into 2 pieces"),
         ("cudnn", {}, "needs an NVIDIA GPU, Ampere or newer, and this is a tpu"),
         ("cudnn", dict(machine=HOPPER, softcap=True), "has no soft cap of scores"),
     ],
@@ -79,6 +84,15 @@ def test_what_computes_everything_is_never_refused(wish):
 def test_a_kernel_that_cannot_do_what_is_asked_is_refused_with_the_reason(wish, changes, reason):
     with pytest.raises(UserError, match=f'model.attention="{wish}" .*{reason}.*; use "auto"'):
         choose(wish, call(**changes))
+
+
+@pytest.mark.parametrize("wish", ["dense", "chunked"])
+def test_of_rows_that_are_cut_the_wish_decides_about_blocks_and_with_a_bias_it_is_fulfilled(wish):
+    assert choose(wish, call(cut=4)) == "ring"
+    assert choice.block(wish, call(cut=4)) == {"dense": 512, "chunked": chunked.BLOCK}[wish]
+    assert choose(wish, call(cut=4, bias=True)) == wish
+    assert choice.block("auto", call(cut=4)) == 512, "of two pieces that is few scores"
+    assert choice.block("auto", call(cut=2)) == chunked.BLOCK
 
 
 def test_a_wished_kernel_leaves_out_the_few_queries_that_the_last_layer_is_asked_for():

@@ -71,8 +71,13 @@ def test_rows_of_padding_alone_are_finite():
 
 def test_what_causality_and_windows_rule_out_is_not_computed():
     def visited(L, **how):
-        first, last = chunked._visited(L, L, BLOCK, BLOCK, where_of(L, **how))
-        return [list(range(a, b)) for a, b in zip(first, last, strict=True)]
+        where = where_of(L, **how)
+        plan, given = chunked.laid_out(*heads(L), where, softcap=0.0, bias_BHLM=None, drop=0.0, key=None, block=BLOCK)
+        (first, last), (begin, end) = chunked._visited(plan, given), chunked._seen(plan, given)
+        seen = [list(range(a, b)) for a, b in zip(first, last, strict=True)]
+        for j, (a, b) in enumerate(zip(begin, end, strict=True)):
+            assert list(range(a, b)) == [i for i, columns in enumerate(seen) if j in columns], "backward as well"
+        return seen
 
     assert visited(40) == [[0, 1, 2]] * 3
     assert visited(40, causal=True) == [[0], [0, 1], [0, 1, 2]]
