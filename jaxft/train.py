@@ -109,7 +109,8 @@ def loop(run: Run, writer: Writer, watch: processes.Watch, observer: Observer) -
             with observer.during("checkpoint"):
                 _save(run, best)
         if asked:
-            run.checkpoints.wait()
+            with observer.during("checkpoint"):
+                run.checkpoints.wait()
             where = run.folder.checkpoints / str(step)
             processes.part("stop")
             raise Stopped(
