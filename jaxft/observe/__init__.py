@@ -41,9 +41,9 @@ class Observer:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         with self._closing:
-            self._ledger.keep(now=True)
-        if error is None or isinstance(error, Stopped):
-            self._run.say(self._ledger.describe())
+            if error is None or isinstance(error, Stopped):  # else there may be no room, and one error is enough
+                self._ledger.keep(now=True)
+                self._run.say(self._ledger.describe())
 
     def batch(self, feed: Iterator[Any]) -> Any:
         """The next of `feed`. Data are waited for while no step runs: before that nothing is lost."""
