@@ -51,15 +51,21 @@ def train(
         run = Run(config, folder, allow, say, signals)
         if processes.first():
             folder.record(raw)
-        with signals.deferred(), run.checkpoints, Observer(run) as observer:
-            back = None
-            while back := _until_rollback(run, watch, observer, back):
-                with observer.during("lost"):
-                    rollback.go_back(run, back)
-            with observer.during("checkpoint"):
-                run.checkpoints.wait()
+        with signals.deferred(), run.checkpoints:
+            steps(run, watch)
         finish.finish(run, raw)
         processes.part("end")
+
+
+def steps(run: Run, watch: processes.Watch) -> None:
+    """All steps that are left, saved; the loop begins anew after each rollback."""
+    with Observer(run) as observer:
+        back = None
+        while back := _until_rollback(run, watch, observer, back):
+            with observer.during("lost"):
+                rollback.go_back(run, back)
+        with observer.during("checkpoint"):
+            run.checkpoints.wait()
 
 
 def _until_rollback(run: Run, watch: processes.Watch, observer: Observer, last: Rollback | None) -> Rollback | None:

@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import signal
+import socket
 import time
 
 import jax
@@ -12,12 +13,12 @@ import pytest
 
 from jaxft import runfolder
 from jaxft.config import parse
-from jaxft.observe import Observer, hang, rollback
+from jaxft.observe import hang
 from jaxft.processes import Watch
 from jaxft.registry import UserError
 from jaxft.run import Run
 from jaxft.signals import Stopped, StopSignals
-from jaxft.train import _until_rollback
+from jaxft.train import steps
 from tests import program
 
 pytestmark = pytest.mark.slow
@@ -60,11 +61,8 @@ def _ids(run, number):
 def finished(run, stop=None):
     """Trains to the end, or up to step `stop`, as train.train does."""
     watch = Watch(lambda: signal.SIGTERM if run.step == stop else None)
-    with run.checkpoints, Observer(run) as observer:
-        back = None
-        while back := _until_rollback(run, watch, observer, back):
-            with observer.during("lost"):
-                rollback.go_back(run, back)
+    with run.checkpoints:
+        steps(run, watch)
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)]
 
 
@@ -127,6 +125,42 @@ def test_a_run_killed_after_a_rollback_ends_in_the_same_bits_from_whichever_chec
     assert program.steps(tmp_path / "run")[-1] == gone - 5
     assert finished(Poisoned(tmp_path / "run", [])) == bits
     assert batches(tmp_path / "run") == batches(folder)
+
+
+# jaxft.main with one loss that jumps, as long as the run has not gone back.
+JUMPS = f"""
+import runpy
+from jaxft.run import Run
+compile = Run._compile
+def jumping(self):
+    honest, evaluation = compile(self)
+    def train_step(state, batch, given):
+        state, sums = honest(state, batch, given)
+        if self.step == {POISONED} and not len(self.detours):
+            sums = sums | {{"loss": (sums["loss"][0] * 10, sums["loss"][1])}}
+        return state, sums
+    return train_step, evaluation
+Run._compile = jumping
+runpy.run_module("jaxft.main", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_two_processes_go_back_alike(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in (0, 1):
+        among = (f"--coordinator=localhost:{port}", "--processes=2", f"--rank={rank}")
+        arguments = program.command(tmp_path / "run", *among, **LONG | GOES_BACK)
+        children.append(program.start(arguments, program=("-c", JUMPS)))
+    done = [program.wait(child) for child in children]
+    assert [one.code for one in done] == [0, 0], [one.err for one in done]
+    assert "going on from the checkpoint of step 15 without the 2 batches that followed it" in done[0].out
+    (made,) = json.loads((tmp_path / "run" / "rollbacks.json").read_text())
+    assert (made["after"], made["batches"], made["step"]) == (15, 2, 17)
+    logged = [line.split()[0] for line in batches(tmp_path / "run").splitlines()]
+    assert logged == [str(step) for step in range(1, 25)]
 
 
 def test_a_spike_in_a_step_that_is_to_be_saved_is_seen_before(tmp_path):
