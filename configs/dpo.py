@@ -78,6 +78,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
     )
     c.log = dict(tensorboard=True, wandb="")
+    c.profile = dict(steps=())  # (10, 13) traces these steps, the last one included
+    c.spikes = dict(sigma=0.0, window=128, action="say", max_rollbacks=3)  # sigma 0.0: nobody looks for any
     if arg:
         files(c)
     if arg == "kto":

@@ -70,6 +70,8 @@ def get_config(arg: str = "") -> ConfigDict:
         ),
     )
     c.log = dict(tensorboard=True, wandb="")
+    c.profile = dict(steps=())  # (10, 13) traces these steps, the last one included
+    c.spikes = dict(sigma=0.0, window=128, action="say", max_rollbacks=3)  # sigma 0.0: nobody looks for any
     if arg in ("files", "conll2003"):
         bert_base(c)
     if arg == "files":

@@ -68,6 +68,8 @@ def get_config(arg: str = "") -> ConfigDict:
         activations=dict(B=("data", "fsdp"), F="tensor", H="tensor", G="tensor"),
     )
     c.log = dict(tensorboard=True, wandb="")
+    c.profile = dict(steps=())  # (10, 13) traces these steps, the last one included
+    c.spikes = dict(sigma=0.0, window=128, action="say", max_rollbacks=3)  # sigma 0.0: nobody looks for any
     if arg == "cifar10":
         base(c)
         c.data = dict(name="tfds", builder="cifar10", data_dir="", train="train[:95%]", validation="train[95%:]")

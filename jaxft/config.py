@@ -121,6 +121,32 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Profile:
+    steps: tuple[int, ...]  # first and last step of which a trace is written; () for none
+
+    def __post_init__(self) -> None:
+        steps = self.steps if isinstance(self.steps, (list, tuple)) else (self.steps,)
+        whole = all(type(step) is int for step in steps)
+        if len(steps) and not (whole and len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise UserError(f"profile.steps={self.steps!r} must be the first and the last step, such as 10,13, or ()")
+
+
+@dataclass(frozen=True)
+class Spikes:
+    sigma: float  # how far above the median of recent losses one is a spike (observe/spikes.py); 0: none is
+    window: int  # how many losses are recent
+    action: str  # "say", or "rollback": go on from the checkpoint before it, without the batches that led to it
+    max_rollbacks: int  # of a run; one more ends it
+
+    def __post_init__(self) -> None:
+        _within("spikes.sigma", self.sigma, 0, float("inf"))
+        if self.window < 8:
+            raise UserError(f"spikes.window={self.window} must be 8 or more; of fewer losses a spread says nothing")
+        _one_of("spikes.action", self.action, ("say", "rollback"))
+        _within("spikes.max_rollbacks", self.max_rollbacks, 0, float("inf"))
+
+
+@dataclass(frozen=True)
 class Config:
     seed: int
     data: dict
@@ -136,6 +162,8 @@ class Config:
     mesh: Mesh
     sharding: Sharding
     log: Log
+    profile: Profile
+    spikes: Spikes
 
 
 def section_type(field: Any) -> Any:

@@ -54,6 +54,13 @@ def check(compiled: Any, mesh: Any) -> None:
         )
 
 
+def in_use(mesh: Any) -> dict[str, float]:
+    """GiB on the fullest device of this process, now and at most so far; nothing where devices do not tell (CPUs)."""
+    told = [stats for device in mesh.local_devices if (stats := device.memory_stats())]
+    names = {"memory_gib": "bytes_in_use", "memory_peak_gib": "peak_bytes_in_use"}
+    return {name: max(stats[key] for stats in told) / GIB for name, key in names.items() if told}
+
+
 def is_short(error: BaseException) -> bool:
     """Whether `error` says that the host or a device had no memory left."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

@@ -107,6 +107,7 @@ SHOWN: dict[str, Callable[[float], str]] = {
     "examples_per_second": lambda x: f"{x:,.0f} examples/s",
     "tokens_per_second": lambda x: f"{x:,.0f} tokens/s",
     "mfu": lambda x: f"MFU {x:.1%}",
+    "memory_peak_gib": lambda x: f"{x:.1f} GiB",
     "accuracy": lambda x: f"accuracy {x:.3f}",
 }
 

@@ -11,9 +11,19 @@ from jaxft import atomic, pages
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 # Bookkeeping of the log; a curve of these says nothing, or cannot be drawn.
-NOT_DRAWN = ("step", "time", "seconds_left", "bad_streak", "skipped_examples")
+NOT_DRAWN = (
+    "step",
+    "time",
+    "seconds_left",
+    "bad_streak",
+    "skipped_examples",
+    "spike_loss",
+    "spike_examples",
+    "spike_step",
+)
+GOODPUT = "goodput/"  # how the names of shares of the time begin; the page shows the last ones in a table
 # Noise of a speed would look like drama if its axis began at the slowest step.
-FROM_ZERO = ("tokens_per_second", "examples_per_second", "mfu")
+FROM_ZERO = ("tokens_per_second", "examples_per_second", "mfu", "step_seconds", "step_seconds_max")
 # Curves stay readable, and the page small, however long the run.
 MOST_POINTS = 800
 # A larger matrix is unreadable as a picture; report.json holds it.
@@ -61,6 +71,7 @@ def render(
         matrix=shares(matrix) if 0 < len(matrix) <= MOST_CLASSES else [],
         confused=most_confused(matrix, [row["label"] for row in classes]),
         charts=charts(history),
+        time=goodput(history),
         written=results.get("written", []),
         signatures=results.get("signatures", {}),
         config=sections(config),
@@ -115,12 +126,19 @@ def most_confused(matrix: Sequence[Sequence[int]], labels: Sequence[str], top: i
     return sorted(pairs, key=lambda pair: -pair[2])[:top]
 
 
+def goodput(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """(kind, share of all time) as last logged, the largest first, without what there was nothing of."""
+    shares = next((record for record in reversed(history) if f"{GOODPUT}productive" in record), {})
+    kinds = [(name.removeprefix(GOODPUT), share) for name, share in shares.items() if name.startswith(GOODPUT)]
+    return sorted((row for row in kinds if row[1] >= 0.0005), key=lambda row: -row[1])
+
+
 def charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """One chart per quantity: "loss" and "validation/loss" share one. Loss comes first, then what was evaluated."""
     series: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for record in history:
         for name, value in record.items():
-            if name not in NOT_DRAWN:
+            if name not in NOT_DRAWN and not name.startswith(GOODPUT):
                 lines = series.setdefault(name.rpartition("/")[2], {})
                 lines.setdefault(name, []).append((record["step"], float(value)))
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,12 @@ from jaxft.config import Config, interval, steps
 from jaxft.data.pipeline import WHOLE, Share
 from jaxft.hf import hub
 from jaxft.metrics import better
+from jaxft.observe.goodput import NOTHING, Ledger
+from jaxft.observe.spikes import Detours, Spikes
 from jaxft.registry import UserError
 from jaxft.signals import StopSignals
 from jaxft.step import TrainState
+from jaxft.writer import EXAMPLES_SHOWN
 
 Say = Callable[[str], None]
 
@@ -57,6 +61,7 @@ class Run:
         self, config: Config, folder: runfolder.RunFolder, allow: Sequence[str], say: Say, signals: StopSignals
     ):
         self.config, self.folder, self.allow, self.say, self.signals = config, folder, allow, say, signals
+        self.ledger = Ledger(folder.goodput, writes=processes.first())
         self.mesh = sharding.make_mesh(dataclasses.asdict(config.mesh))
         rehearsal.check_mesh(config, self.mesh)
         say(f"devices: {self.mesh.size} x {self.mesh.devices.flat[0].device_kind}; mesh {rehearsal.shape(self.mesh)}")
@@ -91,7 +96,10 @@ class Run:
         self.checkpoints.preflight(nbytes(self.plan.abstract))
         self.inputs = self.inputs.before_training(self)
         self.tracker = Tracker()
-        self.state, self.step = self._restore_or_init()
+        self.spikes = Spikes(config.spikes.sigma, config.spikes.window)
+        self.detours = Detours(folder.rollbacks)
+        self.step = 0
+        self.state = self._restore_or_init()
         self.given = companions.given(self.net, config.seed)
         self.train_step, self.eval_step = self._compile()
 
@@ -103,6 +111,9 @@ class Run:
         total = count(config.train.duration, "train.duration")
         if total < 1:
             raise UserError(f"train.duration={config.train.duration!r} is no whole step; an epoch has {per_epoch:.2f}")
+        if config.profile.steps and config.profile.steps[1] > total:
+            first, last = config.profile.steps
+            raise UserError(f"profile.steps={first},{last}: the run has {total:,} steps; name steps within it, or ()")
         cadence = Cadence(
             total,
             max(1.0, every(config.evaluate.every, "evaluate.every", total=total)),
@@ -116,7 +127,7 @@ class Run:
         self.say(f"steps: {total:,} of {config.train.batch} rows (about {what}); {per_epoch:.1f} an epoch")
         return cadence
 
-    def _restore_or_init(self) -> tuple[TrainState, int]:
+    def _restore_or_init(self) -> TrainState:
         step = self.checkpoints.newest(fallback=True)
         if step is None:
             params, said = build.parameters(
@@ -124,7 +135,8 @@ class Run:
             )
             for text in said:
                 self.say(text)
-            return self.plan.make(companions.start(self.net, params, self.config.seed, self.say)), 0
+            self.ledger.go_back(NOTHING)
+            return self.plan.make(companions.start(self.net, params, self.config.seed, self.say))
         meta = self.checkpoints.meta(step)
         identity = self.identity
         changed = [key for key, value in meta["identity"].items() if identity.get(key, "absent") != value]
@@ -136,17 +148,25 @@ class Run:
             )
         if changed:
             self.say(f"changed since the checkpoint of step {step:,}: {', '.join(changed)}")
-        self.tracker = Tracker(**meta["tracker"])
         self.say(f"resuming from the checkpoint of step {step:,}")
-        return self.checkpoints.restore(step, self.plan.abstract), step
+        return self.restore(step)
+
+    def restore(self, step: int) -> TrainState:
+        """The state of a checkpoint; all else that the run carries becomes what it was then."""
+        meta = self.checkpoints.meta(step)
+        self.step, self.tracker = step, Tracker(**meta["tracker"])
+        self.spikes.go_back(meta["spikes"])
+        self.ledger.go_back(meta["spent"])
+        return self.checkpoints.restore(step, self.plan.abstract)
 
     def _compile(self) -> tuple[Any, Any]:
         """Both steps, compiled ahead of time for the one shape they will ever see."""
         task, net = self.task, self.net
         step = state.training_step(net, task, self.plan, self.config)
-        started = time.perf_counter()
         batch = self._abstract_batch("train", self.config.train.batch)
-        compiled = step.lower(self.plan.abstract, batch, self.given).compile()
+        started = time.perf_counter()
+        with self.ledger.of("compile"):
+            compiled = step.lower(self.plan.abstract, batch, self.given).compile()
         self.say(memory.describe(compiled, time.perf_counter() - started))
         memory.check(compiled, self.mesh)
         return compiled, state.evaluation_step(net, task)
@@ -162,6 +182,30 @@ class Run:
     def identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to compute the same."""
         return self.inputs.identity() | companions.identity(self.net)
+
+    def batches(self) -> Iterator[tuple[int, Any]]:
+        """(step, this process's share of its batch) from the next step on, without end."""
+        host, at = iter(()), -1
+        for step in itertools.count(self.step + 1):
+            wanted = self.detours.batch(step)
+            if wanted != at:
+                host = self._host_batches(wanted)
+            yield step, next(host)
+            at = wanted + 1
+
+    def _host_batches(self, start: int) -> Iterator[Any]:
+        return self.inputs.train_batches(self.config, start, self.share)
+
+    def examples(self, step: int) -> list[str]:
+        """Where the examples of a step's global batch were read."""
+        batches = self.inputs.train_batches(self.config, self.detours.batch(step), WHOLE)
+        return self.inputs.places(next(batches))
+
+    def name_batch(self, step: int) -> str:
+        """A step's batch in words."""
+        places, line = self.examples(step), f"line {step} of {self.folder.path / 'batches.log'}"
+        shown = ", ".join(places[:EXAMPLES_SHOWN]) + (", ..." if len(places) > EXAMPLES_SHOWN else "")
+        return f"The batch of step {step} ({line}) has {len(places)} examples: {shown}"
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update that follows `step` updates."""

@@ -15,7 +15,7 @@ from jaxft.config import difference
 from jaxft.registry import UserError
 
 # Sections that do not change what is computed, only where and how it is shown.
-FREE = ("mesh", "sharding", "log")
+FREE = ("mesh", "sharding", "log", "profile")
 # What a change of config changes among the inputs that a checkpoint is tied to (Inputs.identity): who allows the one
 # has to allow the other.
 FOLLOWS = {"data": ("data",), "input.length": ("data",), "task": ("data",), "model.hf": ("data", "tokenizer")}
@@ -36,6 +36,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tokenizer = path / "tokenizer"
         self.reference = path / "reference.npz"  # of preferences: reference.py
+        self.goodput = path / "goodput.json"  # observe/goodput.py
+        self.rollbacks = path / "rollbacks.json"  # observe/spikes.py
+        self.profile = path / "profile"
         self.hf = path / "hf"
 
     def create(self) -> None:

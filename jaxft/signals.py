@@ -1,6 +1,10 @@
-"""SIGTERM and SIGINT, owned: finish the step, save, leave; a second signal, or nothing to save, leaves at once."""
+"""SIGTERM and SIGINT, owned: finish the step, save, leave; a second signal, or nothing to save, leaves at once.
+
+SIGUSR1 is the wish for a profile; SIGUSR2 writes the Python stacks of all threads to the standard error, at once.
+"""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 OWNED = (signal.SIGTERM, signal.SIGINT)
+STDERR = 2  # the descriptor
 
 
 class Stopped(Exception):
@@ -38,13 +43,14 @@ class StopSignals:
     thread, which for one that compiles means minutes later.
 
     In the `kernel` of a notebook a SIGINT that would end the process raises KeyboardInterrupt instead, whenever Python
-    comes to it: what else the notebook holds is not lost.
+    comes to it: what else the notebook holds is not lost. SIGUSR1 and SIGUSR2 are left to the kernel.
     """
 
     def __init__(self, *, kernel: bool = False) -> None:
         self.number: int | None = None
         self._kernel, self._interrupts = kernel, 0
         self._deferred = False
+        self._wishes = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -56,11 +62,16 @@ class StopSignals:
         self._wakeup = signal.set_wakeup_fd(self._writing)
         for number in OWNED:
             self._before[number] = signal.signal(number, self._handle)
+        if not self._kernel:
+            self._before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._wish)
+            faulthandler.register(signal.SIGUSR2, file=STDERR)  # in C: also while the main thread is stuck there
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if not self._kernel:
+            faulthandler.unregister(signal.SIGUSR2)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._writing)
         self._thread.join()
@@ -71,6 +82,14 @@ class StopSignals:
             self._interrupts += 1
             if not self._deferred or self._interrupts > 1:
                 raise KeyboardInterrupt
+
+    def _wish(self, _number: int, _frame: Any) -> None:
+        self._wishes += 1
+
+    def profile_wished(self) -> bool:
+        """Whether SIGUSR1 has come since the last call."""
+        wishes, self._wishes = self._wishes, 0
+        return wishes > 0
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:

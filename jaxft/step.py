@@ -21,7 +21,7 @@ LossFn = Callable[[Params, Params, Batch, jax.Array | None], Sums]
 class TrainState:
     """All that a run carries from step to step; with the config it determines everything that follows."""
 
-    step: jax.Array  # int32: batches consumed. Data order, dropout keys and schedules derive from it
+    step: jax.Array  # int32: steps made. Data order (Run.batches), dropout keys and schedules derive from it
     params: Params  # what trains
     frozen: Params  # what does not: no gradient, no optimizer state
     opt: Any

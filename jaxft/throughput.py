@@ -1,8 +1,8 @@
 """Running sums of a training run between two log lines: loss, speed, utilisation, non-finite steps."""
 
-import contextlib
-import time
+import collections
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -28,6 +28,15 @@ def _flops(net: Any, attended: float, read: float) -> float:
     return net.family.flops_per_token(net.cfg, attended, read) + words
 
 
+@dataclass(frozen=True)
+class Ended:
+    """What the loop looks at of every step."""
+
+    step: int
+    bad_streak: int  # non-finite steps in a row up to it
+    loss: float  # NaN of a batch without labels
+
+
 class Throughput:
     """Collects the sums of each step without waiting for it; `flush` divides once."""
 
@@ -42,11 +51,9 @@ class Throughput:
         self.peak = peak * run.mesh.size if peak else None
         self.total = run.cadence.total
         self.sums: list[Any] = []
-        self.newest: Any = None
-        self.before: Any = None
+        self.untold: collections.deque[tuple[int, Any]] = collections.deque()
         self.step = run.step
-        self.started = time.perf_counter()
-        self.away = 0.0
+        self.ledger, self.since = run.ledger, run.ledger.training()
 
     def formula(self) -> str:
         """What a utilisation printed later means."""
@@ -57,30 +64,25 @@ class Throughput:
 
     def add(self, step: int, sums: Any) -> None:
         self.sums.append(sums)
-        self.step, self.before, self.newest = step, self.newest, sums
+        self.untold.append((step, sums))
+        self.step = step
 
-    def streaks(self) -> list[tuple[int, int]]:
-        """(step, non-finite steps in a row up to it) of the step before the newest, which may still be running.
-
-        So each step is told once, without waiting for it; after the last step both are.
-        """
-        ended = [(self.step - 1, self.before), *([(self.step, self.newest)] if self.step == self.total else [])]
-        return [(step, int(sums["bad_streak"][0])) for step, sums in ended if sums is not None]
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent inside (evaluation, saving) does not count towards the speed."""
-        jax.block_until_ready(self.newest)
-        entered = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.away += time.perf_counter() - entered
+    def ended(self, *, newest: bool) -> Iterator[Ended]:
+        """Each step once, up to the one before the newest, which may still be running; or, waiting, with the newest."""
+        while len(self.untold) > (0 if newest else 1):
+            step, sums = self.untold.popleft()
+            streak, (total, weight) = jax.device_get((sums["bad_streak"][0], sums["loss"]))
+            yield Ended(step, int(streak), float(total) / float(weight) if weight else float("nan"))
 
     def flush(self, lr: float) -> dict[str, float]:
-        """The metrics since the last flush. Speeds are over real tokens and examples, padding not counted."""
+        """The metrics since the last flush, with the newest step, which is waited for.
+
+        Speeds are over real tokens and examples, padding not counted, and over the time that goes into training:
+        without evaluations, saving, profiling.
+        """
         done = jax.device_get(self.sums)
-        seconds = max(time.perf_counter() - self.started - self.away, 1e-9)
+        now = self.ledger.training()
+        seconds = max(now - self.since, 1e-9)
         metrics = {"lr": lr}
         for name in done[0]:
             total, weight = (sum(float(sums[name][i]) for sums in done) for i in (0, 1))
@@ -94,5 +96,5 @@ class Throughput:
         }
         if self.peak:
             metrics["mfu"] = tokens * self.flops_per_token / self.peak
-        self.sums, self.started, self.away = [], time.perf_counter(), 0.0
+        self.sums, self.since = [], now
         return metrics

@@ -14,17 +14,16 @@ from jaxft import companions, finish, processes, runfolder, scoring
 from jaxft.batchlog import BatchLog
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
-from jaxft.data.pipeline import WHOLE
 from jaxft.lock import RunLock
+from jaxft.observe import Observer, rollback
+from jaxft.observe.rollback import Rollback
 from jaxft.progress import in_notebook
 from jaxft.registry import UserError
 from jaxft.run import Run
 from jaxft.signals import Stopped, StopSignals
 from jaxft.step import all_finite
-from jaxft.throughput import Throughput
+from jaxft.throughput import Ended, Throughput
 from jaxft.writer import Writer, check_wandb
-
-EXAMPLES_SHOWN = 8
 
 
 def train(
@@ -53,72 +52,90 @@ def train(
         run = Run(config, folder, allow, say, signals)
         if processes.first():
             folder.record(raw)
-        with signals.deferred(), run.checkpoints, _writer(run) as writer:
-            loop(run, writer, watch)
-            run.checkpoints.wait()
+        with signals.deferred(), run.checkpoints:
+            steps(run, watch)
         finish.finish(run, raw)
         processes.part("end")
 
 
-def _writer(run: Run) -> Writer:
-    log = run.config.log
-    first = jax.process_index() == 0
-    return Writer(
-        run.folder.path,
-        total=run.cadence.total,
-        tensorboard=log.tensorboard,
-        wandb=log.wandb,
-        start=run.step,
-        active=first,
-    )
+def steps(run: Run, watch: processes.Watch) -> None:
+    """All steps that are left, saved; the loop begins anew after each rollback."""
+    with Observer(run) as observer:
+        back = None
+        while back := _until_rollback(run, watch, observer, back):
+            with observer.during("lost"):
+                rollback.go_back(run, back)
+        with observer.during("checkpoint"):
+            run.checkpoints.wait()
 
 
-def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
-    """Steps until the duration is over or patience is. Raises Stopped after saving when a signal has come."""
+def _until_rollback(run: Run, watch: processes.Watch, observer: Observer, last: Rollback | None) -> Rollback | None:
+    """The loop with its logs, which forget what came after the step from which it goes on, but not why it does."""
+    log, first = run.config.log, processes.first()
+    sinks = {"tensorboard": log.tensorboard, "wandb": log.wandb}
+    with Writer(run.folder.path, total=run.cadence.total, **sinks, start=run.step, active=first) as writer:
+        if last:
+            writer.spiked(run.step, last.spike.loss, last.examples, spike_step=last.spike.step)
+        return loop(run, writer, watch, observer)
+
+
+def loop(run: Run, writer: Writer, watch: processes.Watch, observer: Observer) -> Rollback | None:
+    """Steps until the duration is over, or patience is; or until the run has to go back, which is returned.
+
+    Raises Stopped after saving when a signal has come.
+    """
     cadence, measure = run.cadence, Throughput(run)
     noted = BatchLog(run.share, writer)
     feed = _feed(run, noted)
     if measure.peak:
         run.say(measure.formula())
     while run.step < cadence.total and not _out_of_patience(run):
-        run.state, sums = run.train_step(run.state, next(feed), run.given)
-        run.step += 1
-        step, last = run.step, run.step == cadence.total
+        step = run.step + 1
+        with observer.step(step):
+            run.state, sums = run.train_step(run.state, observer.batch(feed), run.given)
+        run.step, last = step, step == cadence.total
         measure.add(step, sums)
-        _attend_to_skipped(run, measure, writer, noted)
+        observer.add(step, sums)
+        asked = watch.asked(step)  # read once: it may come at any instant
+        evaluates, saves = is_due(step, cadence.evaluate) or last, is_due(step, cadence.checkpoint)
+        # Of the newest step only where it is waited for anyway; so none is saved whose loss nobody has seen.
+        for ended in measure.ended(newest=evaluates or saves or asked is not None):
+            _attend_to_skipped(run, measure, writer, noted, ended)
+            if wanted := rollback.attend(run, writer, ended.step, ended.loss):
+                return wanted
         run.checkpoints.check()
         if is_due(step, cadence.log) or last:
             noted.write()
-            writer.log(step, measure.flush(run.learning_rate(step - 1)))
+            with observer.logging():
+                writer.log(step, measure.flush(run.learning_rate(step - 1)) | observer.metrics())
         best = False
-        if is_due(step, cadence.evaluate) or last:
-            with measure.paused():
+        if evaluates:
+            with observer.during("evaluation"):
                 best = _evaluate(run, writer)
-        asked = watch.asked(step)  # read once: it may come at any instant
         # Not in the middle of a streak: what blew up must not push out what was good.
         due = is_due(step, cadence.checkpoint) and not int(run.state.bad_streak)
         if due or last or best or asked or _out_of_patience(run):
-            with measure.paused():
+            with observer.during("checkpoint"):
                 noted.write()  # the log never lags behind a checkpoint
                 _save(run, best)
         if asked:
-            run.checkpoints.wait()
-            where = run.folder.checkpoints / str(step)
+            with observer.during("checkpoint"):
+                run.checkpoints.wait()
             processes.part("stop")
-            raise Stopped(
-                f"{signal.Signals(asked).name}: stopped after step {step:,}, saved in {where}; the same command goes "
-                "on",
-                128 + asked,
-            )
+            raise Stopped(_stopped(run, asked), 128 + asked)
     if _out_of_patience(run):
         run.say(f"stopped early: no better {run.task.metric} in {run.tracker.waited} evaluations")
 
 
+def _stopped(run: Run, number: int) -> str:
+    where = run.folder.checkpoints / str(run.step)
+    return f"{signal.Signals(number).name}: stopped after step {run.step:,}, saved in {where}; the same command goes on"
+
+
 def _feed(run: Run, noted: BatchLog) -> Iterator[dict[str, jax.Array]]:
     """Batches on the devices, one ahead of the step that uses them; each is noted for the batch log."""
-    host = run.inputs.train_batches(run.config, run.step, run.share)
     ahead = None
-    for step, batch in enumerate(host, run.step + 1):
+    for step, batch in run.batches():
         here = (step, pipeline.digests(batch, run.share), scoring.to_device(batch, run.batch_sharding))
         if ahead is not None:
             noted.add(ahead[0], ahead[1])
@@ -126,30 +143,16 @@ def _feed(run: Run, noted: BatchLog) -> Iterator[dict[str, jax.Array]]:
         ahead = here
 
 
-def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer, noted: BatchLog) -> None:
+def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer, noted: BatchLog, ended: Ended) -> None:
     """Names a step whose update was left out and its examples. Raises UserError when there were too many in a row."""
-    most = run.config.train.max_bad_steps
-    for step, streak in measure.streaks():
-        if not streak:
-            continue
-        noted.write()
-        examples = _examples(run, step)
-        writer.skipped(step, examples[:EXAMPLES_SHOWN])
-        run.say(
-            f"step {step:,}: loss or gradients were not finite, the update is left out. Its batch (line {step} of "
-            f"{run.folder.path / 'batches.log'}) has {len(examples)} examples: {_shown(examples)}"
-        )
-        if streak >= most:
-            _give_up(run, measure, writer, step, streak)
-
-
-def _examples(run: Run, step: int) -> list[str]:
-    """Where the examples of a step's global batch were read."""
-    return run.inputs.places(next(run.inputs.train_batches(run.config, step - 1, WHOLE)))
-
-
-def _shown(examples: Sequence[str]) -> str:
-    return ", ".join(examples[:EXAMPLES_SHOWN]) + (", ..." if len(examples) > EXAMPLES_SHOWN else "")
+    step, most = ended.step, run.config.train.max_bad_steps
+    if not ended.bad_streak:
+        return
+    noted.write()
+    writer.skipped(step, run.examples(step))
+    run.say(f"step {step:,}: loss or gradients were not finite, the update is left out. {run.name_batch(step)}")
+    if ended.bad_streak >= most:
+        _give_up(run, measure, writer, step, ended.bad_streak)
 
 
 def _give_up(run: Run, measure: Throughput, writer: Writer, step: int, streak: int) -> None:
@@ -158,11 +161,9 @@ def _give_up(run: Run, measure: Throughput, writer: Writer, step: int, streak: i
     run.checkpoints.wait()
     kept = ", ".join(map(str, run.checkpoints.steps()))
     first = step - streak + 1
-    examples = _examples(run, first)
     raise UserError(
         f"loss or gradients were not finite in {streak} steps in a row (train.max_bad_steps), {first} to {step}; "
-        f"their updates were left out. The batch of step {first} (line {first} of {run.folder.path / 'batches.log'}) "
-        f"has {len(examples)} examples: {_shown(examples)}. Checkpoints that stand: {kept or 'none yet'}. "
+        f"their updates were left out. {run.name_batch(first)}. Checkpoints that stand: {kept or 'none yet'}. "
         "Lower optim.lr, set train.clip, or mend those examples",
         code=1,
     )
@@ -210,6 +211,8 @@ def _save(run: Run, best: bool) -> None:
     meta = {
         "identity": run.identity,
         "tracker": dataclasses.asdict(run.tracker),
+        "spikes": run.spikes.record(),
+        "spent": run.ledger.spent(),
         "model": model,
     }
     run.checkpoints.save(run.step, run.state, meta, best=best)

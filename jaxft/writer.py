@@ -2,7 +2,9 @@
 
 metrics.jsonl holds one object a line: {"step": 20, "time": <Unix seconds>, "loss": ...}. JSON has no word for numbers
 that are not finite, so they are the strings "NaN", "Infinity", "-Infinity": any reader takes them, float() knows them.
-A step whose update was left out has an object of its own: {"step": 7, "time": ..., "skipped_examples": ["x.tsv:3"]}.
+A step whose update was left out has an object of its own: {"step": 7, "time": ..., "skipped_examples": ["x.tsv:3"]},
+one whose loss jumped up {"step": 9, "time": ..., "spike_loss": 8.1, "spike_examples": ["x.tsv:4"]}. Where the run went
+back because of that, "spike_step" is the step that jumped, and "step" the one from which the run went on.
 batches.log holds one line a step, "<step> <16 hex digits>", line n of step n: a hash of the content and order of all
 rows of the global batch (data/pipeline.py), which does not depend on the number of processes or on the mesh.
 """
@@ -21,6 +23,8 @@ from typing import Any, TextIO
 from jaxft import atomic, disk
 from jaxft.progress import progress
 from jaxft.registry import UserError
+
+EXAMPLES_SHOWN = 8  # of a batch
 
 
 def check_wandb(project: str) -> None:
@@ -72,7 +76,7 @@ class Writer:
         self.close()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records metrics of `step`. Names with a "/" ("validation/loss") are of an evaluation, others of training."""
+        """Records metrics of `step`: of training where their names have no "/", as "validation/loss" has one."""
         if not self._active:
             return
         plain = {name: float(value) for name, value in metrics.items()}
@@ -87,9 +91,17 @@ class Writer:
 
     def skipped(self, step: int, examples: Sequence[str]) -> None:
         """Records that the update of `step` was left out, and where the first examples of its batch were read."""
+        self._event(step, {"skipped_examples": examples[:EXAMPLES_SHOWN]})
+
+    def spiked(self, step: int, loss: float, examples: Sequence[str], **more: int) -> None:
+        """Records that the `loss` jumped up, and where the first examples of its batch were read."""
+        self._event(step, {"spike_loss": loss, "spike_examples": examples[:EXAMPLES_SHOWN], **more})
+
+    def _event(self, step: int, what: Mapping[str, Any]) -> None:
         if self._active:
-            record = {"step": step, "time": round(time.time(), 3), "skipped_examples": list(examples)}
-            self._metrics.write(json.dumps(record, ensure_ascii=False) + "\n")
+            record = {"step": step, "time": round(time.time(), 3), **what}
+            with disk.writing(self._metrics.name):
+                self._metrics.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def batch(self, step: int, digest: str) -> None:
         """Records which batch `step` trains on."""

@@ -15,6 +15,7 @@ import pytest
 
 from jaxft import cache, runfolder
 from jaxft.config import parse
+from jaxft.observe import Observer
 from jaxft.processes import Watch
 from jaxft.registry import UserError
 from jaxft.run import Run, Tracker
@@ -223,8 +224,9 @@ def test_resuming_at_any_step_sees_the_same_batches_and_ends_in_the_same_bits(tm
     assert run.cadence.total > 4 * run.inputs.rows("train") / 16  # epochs end on the way
 
     def end(start):
-        with Writer(folder.path, total=run.cadence.total, tensorboard=False, wandb="", start=start) as writer:
-            loop(run, writer, Watch(lambda: None))
+        logs = Writer(folder.path, total=run.cadence.total, tensorboard=False, wandb="", start=start)
+        with logs as writer, Observer(run) as observer:
+            assert loop(run, writer, Watch(lambda: None), observer) is None
         run.checkpoints.wait()
         return [np.asarray(x).tobytes() for x in jax.tree.leaves(run.state)], (folder.path / "batches.log").read_text()
 

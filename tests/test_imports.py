@@ -33,6 +33,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "writer": {"progress"},
     "progress": NOTHING,
     "report": NOTHING,
+    "observe": {"memory", "processes", "runfolder", "signals"},
     "signals": NOTHING,
     "chips": NOTHING,
     "memory": NOTHING,

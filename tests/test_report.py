@@ -92,6 +92,16 @@ def test_evaluated_quantities_come_before_the_rest_and_bookkeeping_is_left_out()
     assert [chart.title for chart in report.charts(HISTORY)] == ["loss", "accuracy", "lr"]
 
 
+def test_the_time_is_a_table_of_the_last_shares_and_no_curve(tmp_path):
+    first = {"step": 1, "loss": 2.0, "goodput/productive": 0.1, "goodput/startup": 0.9, "goodput/lost": 0.0}
+    last = {"step": 2, "loss": 1.0, "goodput/productive": 0.75, "goodput/startup": 0.25, "goodput/lost": 0.0}
+    events = [{"step": 2, "spike_loss": 9.0, "spike_examples": ["x.tsv:3"], "spike_step": 3}]
+    assert report.goodput([first, last, *events]) == [("productive", 0.75), ("startup", 0.25)]
+    assert [chart.title for chart in report.charts([first, last, *events])] == ["loss"]
+    assert "75.0 %" in render(tmp_path, history=[first, last, *events]).text
+    assert "Where the time went" not in render(tmp_path).text
+
+
 def test_points_lie_inside_the_chart_and_the_lowest_loss_is_lowest():
     history = [{"step": step, "loss": math.cos(step / 50) * 1e-3} for step in range(1, 5001)]
     history.append({"step": 7, "skipped_examples": ["x.tsv:3"]})  # no number: nothing to draw
