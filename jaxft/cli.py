@@ -113,14 +113,14 @@ def task_of(run: str) -> tuple[Any, Any, Mapping[str, Any]]:
     return config, *used_for(config.task)
 
 
-def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:
+def read_input(path: str, *, images: bool = False) -> Iterator[Any]:
     """(where, row or BadRow) of --input. Raises UserError at once for a file that is missing, unreadable or empty.
 
     `images`: it may be a folder of images, too.
     """
     from jaxft.data import files, folders
 
-    rows = folders.read_rows(path) if images and path.is_dir() else files.read_rows(str(path))
+    rows = folders.read_rows(Path(path)) if images and Path(path).is_dir() else files.read_rows(path)
     first = next(rows, None)
     if first is None:
         raise UserError(f"--input={path} has no rows")

@@ -12,6 +12,7 @@ LEAVES = {
     "registry",
     "cache",
     "disk",
+    "remote",
     "atomic",
     "labels",
     "pages",
@@ -43,6 +44,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "corpora": {"config", "data", "hf", "manifest", "runfolder"},
 }
 OWNERS = {  # library -> the rooms that may import it
+    "fsspec": {"remote"},
     "transformers": {"hf", "data", "verify"},
     "tokenizers": {"hf"},
     "safetensors": {"hf"},
@@ -56,6 +58,7 @@ OWNERS = {  # library -> the rooms that may import it
     "tensorflow": NOTHING,
 }
 LAZY = {
+    "fsspec",
     "transformers",
     "tokenizers",
     "PIL",
