@@ -27,6 +27,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def place(path: str | Path) -> str | Path:
+    """A URL as it is, anything else as a Path, which would make one slash of two."""
+    return str(path) if is_remote(str(path)) else Path(path)
+
+
 def file(path: str, field: str) -> str:
     """`path` itself, or the local copy of the file behind a URL, which has its name. `field` is named in messages.
 
@@ -91,7 +96,7 @@ def explained(url: str, field: str, error: Exception) -> str:
     if isinstance(error, PermissionError) or status in (401, 403) or reason.startswith("Forbidden"):
         login = "; log in with `gcloud auth application-default login`, or" if scheme in GOOGLE else ";"
         return f"{said} may not be read by this account ({reason}){login} ask its owner for access"
-    return f"{said} cannot be fetched: {reason}"
+    return f"{said} cannot be used: {reason}"
 
 
 def _near(url: str) -> str:

@@ -69,7 +69,7 @@ class Run:
             lend = functools.partial(companions.lend_tokenizer, folders, folder.tokenizer, config.input.length)
             processes.by_first("tokenizer", lend)
         prepare = functools.partial(self.reader.prepare, config, cfg, folder.tokenizer, hf_folder, say)
-        self.inputs = processes.in_turn("data", prepare)
+        self.inputs = processes.in_turn("data", lambda: folder.sharing(processes.first(), prepare))
         self.task = self.inputs.task
         self.cadence = self._cadence()
         net = self._network(self.task.head, self.task.outputs, hf_folder, **self.inputs.fields)
@@ -86,7 +86,9 @@ class Run:
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
         for text in companions.described(self.net, self.task):
             say(text)
-        self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, keep=config.checkpoint.keep, say=say, before_commit=folder.send
+        )
         self.checkpoints.preflight(nbytes(self.plan.abstract))
         self.inputs = self.inputs.before_training(self)
         self.tracker = Tracker()

@@ -13,7 +13,6 @@ import jax
 from jaxft import companions, finish, processes, runfolder, scoring
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
-from jaxft.lock import RunLock
 from jaxft.progress import in_notebook
 from jaxft.registry import UserError
 from jaxft.run import Run
@@ -26,7 +25,7 @@ EXAMPLES_SHOWN = 8
 
 
 def train(
-    raw: Mapping[str, Any], config: Config, workdir: Path, allow: Sequence[str], say: Callable[[str], None]
+    raw: Mapping[str, Any], config: Config, workdir: str | Path, allow: Sequence[str], say: Callable[[str], None]
 ) -> None:
     """Trains as `config` says in the folder `workdir`, from its newest checkpoint where there is one.
 
@@ -34,15 +33,20 @@ def train(
     run after saving.
     """
     check_wandb(config.log.wandb)
-    folder = runfolder.RunFolder(workdir)
     with contextlib.ExitStack() as held, StopSignals(kernel=in_notebook()) as signals:
+        folder = held.enter_context(runfolder.opened(workdir))
         watch = held.enter_context(processes.Watch(lambda: signals.number))
 
         def claim() -> bool:
             folder.create()
-            held.enter_context(RunLock(workdir, say=say))
+            held.enter_context(folder.lock(say))
+            folder.fetch()
             folder.claim(raw, allow, say)
-            return folder.finished()
+            if folder.finished():
+                return True
+            held.callback(folder.send)
+            folder.send()
+            return False
 
         if processes.by_first("run folder", claim):
             say(f"{workdir} is finished: see report.json and report.html. Nothing to do; another --workdir starts anew")
@@ -51,6 +55,7 @@ def train(
         run = Run(config, folder, allow, say, signals)
         if processes.first():
             folder.record(raw)
+            folder.send()
         with signals.deferred(), run.checkpoints, _writer(run) as writer:
             loop(run, writer, watch)
             run.checkpoints.wait()
@@ -98,7 +103,7 @@ def loop(run: Run, writer: Writer, watch: processes.Watch) -> None:
                 _save(run, best)
         if asked:
             run.checkpoints.wait()
-            where = run.folder.checkpoints / str(step)
+            where = f"{run.folder.checkpoints}/{step}"
             processes.part("stop")
             raise Stopped(
                 f"{signal.Signals(asked).name}: stopped after step {step:,}, saved in {where}; the same command goes "
@@ -131,7 +136,7 @@ def _attend_to_skipped(run: Run, measure: Throughput, writer: Writer) -> None:
         writer.skipped(step, examples[:EXAMPLES_SHOWN])
         run.say(
             f"step {step:,}: loss or gradients were not finite, the update is left out. Its batch (line {step} of "
-            f"{run.folder.path / 'batches.log'}) has {len(examples)} examples: {_shown(examples)}"
+            f"{run.folder.place}/batches.log) has {len(examples)} examples: {_shown(examples)}"
         )
         if streak >= most:
             _give_up(run, measure, writer, step, streak)
@@ -157,7 +162,7 @@ def _give_up(run: Run, measure: Throughput, writer: Writer, step: int, streak: i
     examples = _examples(run, first)
     raise UserError(
         f"loss or gradients were not finite in {streak} steps in a row (train.max_bad_steps), {first} to {step}; "
-        f"their updates were left out. The batch of step {first} (line {first} of {run.folder.path / 'batches.log'}) "
+        f"their updates were left out. The batch of step {first} (line {first} of {run.folder.place}/batches.log) "
         f"has {len(examples)} examples: {_shown(examples)}. Checkpoints that stand: {kept or 'none yet'}. "
         "Lower optim.lr, set train.clip, or mend those examples",
         code=1,

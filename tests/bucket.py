@@ -8,12 +8,15 @@ with "secret" may not be read. `before` is called with (method, name) just befor
 """
 
 import base64
+import contextlib
 import http.server
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
 
 PAGE = 50  # names in an answer: few enough that a test sees a second page
 
@@ -53,6 +56,16 @@ class Bucket:
     def number(self) -> int:
         self._count += 1
         return self._count
+
+
+@contextlib.contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket that this process sees as gs://bucket; the test is skipped, visibly, without gcsfs."""
+    with Bucket() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        pytest.importorskip("gcsfs").GCSFileSystem.clear_instance_cache()
+        yield bucket
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -151,8 +164,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         page, more = entries[begin : begin + PAGE], begin + PAGE < len(entries)
         items = [self._facts(name) for name in page if name in cut and cut[name] < 0]
         folders = [name for name in page if name not in cut or cut[name] >= 0]
-        found = {"items": items, "prefixes": folders}
-        return {k: v for k, v in found.items() if v} | ({"nextPageToken": str(begin + PAGE)} if more else {})
+        found = {"kind": "storage#objects", "items": items, "prefixes": folders}
+        return {key: value for key, value in found.items() if value} | (
+            {"nextPageToken": str(begin + PAGE)} if more else {}
+        )
 
     def _facts(self, name: str) -> dict:
         import google_crc32c

@@ -12,7 +12,7 @@ from jaxft.data import folders, parallel
 from jaxft.data.files import files, read_split
 from jaxft.hf import hub
 from jaxft.registry import UserError
-from tests.bucket import Bucket
+from tests.bucket import opened
 
 ROWS = b'{"text": "one"}\n{"text": "two"}\n'
 
@@ -76,7 +76,7 @@ def test_a_fetch_that_ends_too_early_leaves_nothing_that_counts(store, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(type(store), "get_file", half)
         with pytest.raises(
-            UserError, match=r"^data.train='memory://b/train.jsonl' cannot be fetched: .* 5 bytes instead of 32"
+            UserError, match=r"^data.train='memory://b/train.jsonl' cannot be used: .* 5 bytes instead of 32"
         ):
             remote.file("memory://b/train.jsonl", "data.train")
     assert list((tmp_path / "cache" / "remote").iterdir()) == []
@@ -167,10 +167,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(store, monkeypatch):
 
 @pytest.fixture
 def bucket(store, monkeypatch):
-    with Bucket() as bucket:
-        for name, value in bucket.environment.items():
-            monkeypatch.setenv(name, value)
-        pytest.importorskip("gcsfs").GCSFileSystem.clear_instance_cache()
+    with opened(monkeypatch) as bucket:
         yield bucket
 
 
