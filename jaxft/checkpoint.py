@@ -5,14 +5,12 @@
                        best            empty; there when this step was the best so far
                        manifest.json   sha256 of each file, written last
 
-A step is written as `<step>.tmp` and renamed when sealed, so a kill at any instant leaves whole steps and leftovers,
-nothing between. Orbax's own CheckpointManager is not used: it checksums no array data, and its retention can delete
-the newest step.
+Where they stand, in a folder or in a bucket, and how a step comes to count there, is in shelf.py. Orbax's own
+CheckpointManager is not used: it checksums no array data, and its retention can delete the newest step.
 """
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +20,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxft import disk, manifest, processes
+from jaxft import disk, processes, shelf
 from jaxft.registry import UserError
 
 # Orbax logs each failure several times over, with tracebacks of its threads. Ours is one sentence.
@@ -32,22 +30,32 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 class Checkpoints:
     """The checkpoints of one run. `keep` newest ones stay, and the last one saved as best; `say` takes announcements.
 
-    `read_only` is for verbs that only read: leftovers of dead saves stay, since they may belong to a live run.
+    `folder` is a path or a URL. `read_only` is for verbs that only read: leftovers of dead saves stay, since they may
+    belong to a live run. `before_commit` is called in process 0 just before a step counts.
     Raises UserError when the folder cannot be made or written.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int, say: Callable[[str], None], read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int,
+        say: Callable[[str], None],
+        read_only: bool = False,
+        before_commit: Callable[[], None] = lambda: None,
+    ):
         if keep < 1:
             raise UserError(f"checkpoint.keep={keep} would delete every checkpoint; it must be at least 1")
-        self.folder = Path(folder).absolute()
+        self.shelf = shelf.of(folder)
         self._keep = keep
+        self._before_commit = before_commit
         self._say = say if jax.process_index() == 0 else lambda _text: None
         self._damaged: set[int] = set()
         self._checked: set[int] = set()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         if not read_only and jax.process_index() == 0:
-            self._prepare_folder()
+            self.shelf.prepare()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,19 +72,17 @@ class Checkpoints:
         """
         self.wait()
         if step in self.steps() and step not in self._damaged:
-            self._mark(self.folder / str(step), best)
+            if best and jax.process_index() == 0:
+                self.shelf.mark(step)
             return
-        draft = self.folder / f"{step}.tmp"
         arrays = _flatten(state)
         record = {"step": step, "meta": dict(meta), "state": {name: _describe(x) for name, x in arrays.items()}}
         try:
             if jax.process_index() == 0:
-                shutil.rmtree(draft, ignore_errors=True)
-                draft.mkdir()
                 # Here, not in the background: meta may change meanwhile, and what is not JSON should fail aloud here.
-                (draft / "meta.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                self._mark(draft, best)
-            response = ocp.save_async(str(draft / "state"), arrays)
+                text = json.dumps(record, indent=1) + "\n"
+                self.shelf.begin(step, {"meta.json": text} | ({shelf.BEST: ""} if best else {}))
+            response = ocp.save_async(f"{self.shelf.draft(step)}/state", arrays)
         except OSError as error:
             raise self._explain(step, arrays, error) from error
         self._saving = self._writer.submit(self._finish, response, step, arrays)
@@ -103,14 +109,11 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The committed steps, ascending. Whether their files are still intact is for `newest` and `restore`."""
-        if not self.folder.is_dir():
-            return []
-        names = (path.name for path in self.folder.iterdir() if path.name.isdecimal() and manifest.is_sealed(path))
-        return sorted(int(name) for name in names)
+        return self.shelf.steps()
 
     def best(self) -> int | None:
         """The last committed step that was saved as best."""
-        return max((step for step in self.steps() if (self.folder / str(step) / "best").exists()), default=None)
+        return max(self.shelf.marked(), default=None)
 
     def newest(self, fallback: bool = True) -> int | None:
         """The newest step whose files match their manifest; None when there is no checkpoint at all.
@@ -129,18 +132,18 @@ class Checkpoints:
         Raises UserError for a missing or damaged step, or one that holds other arrays.
         """
         if step not in self.steps():
-            raise UserError(f"{self.folder} has no checkpoint of step {step}; it has: {self._listed()}")
-        folder = self.folder / str(step)
+            raise UserError(f"{self.shelf} has no checkpoint of step {step}; it has: {self._listed()}")
+        place = self.shelf.place(step)
         if trouble := processes.by_first("checkpoint to restore", lambda: self._unchecked_damage(step)):
             raise UserError(f"the checkpoint of step {step} is damaged: {trouble}; steps: {self._listed()}")
         wanted = _flatten(abstract)
         stored = self._record(step)["state"]
         if partial:
             stored = {name: text for name, text in stored.items() if name in wanted}
-        _check_same(folder, stored, {name: _describe(x) for name, x in wanted.items()})
+        _check_same(place, stored, {name: _describe(x) for name, x in wanted.items()})
         loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            arrays = ocp.load(str(folder / "state"), wanted)
+            arrays = ocp.load(f"{place}/state", wanted)
         return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in wanted])
 
     def meta(self, step: int) -> dict[str, Any]:
@@ -160,25 +163,13 @@ class Checkpoints:
             return
         standing = len(self.steps())
         more = max(1, self._keep + 2 - standing)
-        free = shutil.disk_usage(self.folder).free
-        if free < more * size:
+        free = self.shelf.free()
+        if free is not None and free < more * size:
             raise UserError(
-                f"{self.folder} has {_bytes(free)} free, and {_bytes(more * size)} are needed: {more} more checkpoints "
+                f"{self.shelf} has {_bytes(free)} free, and {_bytes(more * size)} are needed: {more} more checkpoints "
                 f"of {_bytes(size)} (checkpoint.keep={self._keep}, the best one and the one being written; {standing} "
                 "stand already). Free space, lower checkpoint.keep, or choose another --workdir"
             )
-
-    def _prepare_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.iterdir():
-                if path.suffix in (".tmp", ".old") and path.stem.isdecimal():
-                    shutil.rmtree(path)
-        except OSError as error:
-            raise UserError(
-                f"checkpoints cannot be kept in {self.folder}: {error.strerror} ({error.filename}); choose another "
-                "--workdir, or make this one a folder that you can write"
-            ) from error
 
     def _finish(self, response: Any, step: int, arrays: dict[str, Any]) -> None:
         """In the background: when every process has written its arrays, process 0 seals, publishes, prunes."""
@@ -192,9 +183,8 @@ class Checkpoints:
         self._damaged.discard(step)
 
     def _publish(self, step: int) -> None:
-        draft = self.folder / f"{step}.tmp"
-        manifest.seal(draft)
-        manifest.publish(draft, self.folder / str(step))
+        self._before_commit()
+        self.shelf.commit(step)
         self._prune(step)
 
     def _prune(self, committed: int) -> None:
@@ -202,20 +192,15 @@ class Checkpoints:
         kept = {*good[-self._keep :], committed, self.best()}
         for step in self.steps():
             if step not in kept:
-                manifest.remove(self.folder / str(step))
-
-    def _mark(self, folder: Path, best: bool) -> None:
-        # Outside the manifest: a committed step may turn out to be the best later, and its files stay as sealed.
-        if best and jax.process_index() == 0:
-            (folder / "best").touch()
+                self.shelf.remove(step)
 
     def _unchecked_damage(self, step: int) -> str:
-        return "" if step in self._checked else manifest.damage(self.folder / str(step))
+        return "" if step in self._checked else self.shelf.damage(step)
 
     def _verify_downwards(self, fallback: bool) -> int | None:
         steps = self.steps()
         for step in reversed(steps):
-            trouble = manifest.damage(self.folder / str(step))
+            trouble = self.shelf.damage(step)
             if not trouble:
                 self._checked.add(step)
                 return step
@@ -225,27 +210,27 @@ class Checkpoints:
             self._say(f"{text}; using the one before it")
         if steps:
             raise UserError(
-                f"every checkpoint in {self.folder} is damaged; restore the folder from a backup, or remove it "
+                f"every checkpoint in {self.shelf} is damaged; restore the folder from a backup, or remove it "
                 "to start from the beginning"
             )
         return None
 
     def _record(self, step: int) -> dict[str, Any]:
-        return json.loads((self.folder / str(step) / "meta.json").read_text(encoding="utf-8"))
+        return json.loads(self.shelf.read(step, "meta.json"))
 
     def _listed(self) -> str:
         return ", ".join(map(str, self.steps())) or "none"
 
     def _explain(self, step: int, arrays: Mapping[str, Any], error: Exception) -> UserError:
         """Removes what was half written and says what happened, what is needed and what is still there."""
-        shutil.rmtree(self.folder / f"{step}.tmp", ignore_errors=True)
+        self.shelf.abandon(step)
         reason = f"{error}"
         if disk.is_full(error):
-            free = shutil.disk_usage(self.folder).free
+            free = self.shelf.free() or 0
             what = reason if "File too large" in reason else "no space"
             reason = f"{what}: it needs {_bytes(nbytes(arrays))}, {_bytes(free)} are free; free space or move the run"
         return UserError(
-            f"the checkpoint of step {step} could not be written to {self.folder}: {reason}. "
+            f"the checkpoint of step {step} could not be written to {self.shelf}: {reason}. "
             f"Checkpoints that stand: {self._listed()}",
             code=1,
         )
@@ -268,14 +253,14 @@ def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def _check_same(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+def _check_same(place: str, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Orbax would cast another dtype silently and stop at the first other difference; here all are listed."""
     lines = [f"{name} is missing" for name in wanted if name not in stored]
     lines += [f"{name} is not part of this run" for name in stored if name not in wanted]
     both = [name for name in wanted if name in stored]
     lines += [f"{name} is {stored[name]}, not {wanted[name]}" for name in both if stored[name] != wanted[name]]
     if lines:
-        raise UserError(f"{folder} holds the state of another run:\n  " + "\n  ".join(lines))
+        raise UserError(f"{place} holds the state of another run:\n  " + "\n  ".join(lines))
 
 
 def _bytes(count: int) -> str:

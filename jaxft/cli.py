@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import disk, memory
+from jaxft import disk, memory, remote
 from jaxft.registry import UserError
 from jaxft.signals import Stopped, leave
 
@@ -109,18 +109,18 @@ def task_of(run: str) -> tuple[Any, Any, Mapping[str, Any]]:
     from jaxft.runfolder import RunFolder, read_json
     from jaxft.tasks import used_for
 
-    config = parse(read_json(RunFolder(Path(run)).config)["config"])
+    config = parse(read_json(RunFolder(run_folder(run)).config)["config"])
     return config, *used_for(config.task)
 
 
-def read_input(path: Path, *, images: bool = False) -> Iterator[Any]:
+def read_input(path: str, *, images: bool = False) -> Iterator[Any]:
     """(where, row or BadRow) of --input. Raises UserError at once for a file that is missing, unreadable or empty.
 
     `images`: it may be a folder of images, too.
     """
     from jaxft.data import files, folders
 
-    rows = folders.read_rows(path) if images and path.is_dir() else files.read_rows(str(path))
+    rows = folders.read_rows(Path(path)) if images and Path(path).is_dir() else files.read_rows(path)
     first = next(rows, None)
     if first is None:
         raise UserError(f"--input={path} has no rows")
@@ -144,13 +144,18 @@ def check_output(path: Path, source: Path | None = None) -> None:
         raise UserError(f"--output={path}: the folder {path.parent} cannot be written")
 
 
+def run_folder(run: str) -> Path:
+    """The folder of --run; for a URL a copy of its config and its export. Raises UserError where a URL has neither."""
+    return remote.folder(run, "--run", lambda name: name == "config.json" or name.startswith("hf/"))
+
+
 def source_of(run: str, hf: str, flag: str = "--hf") -> str:
     """The hub folder that --run or `flag` names: exactly one of the two. Raises UserError otherwise."""
     if bool(run) == bool(hf):
         raise UserError(f"name one of --run=RUN_FOLDER and {flag}=HUB_ID_OR_FOLDER")
     if hf:
         return hf
-    folder = Path(run)
+    folder = run_folder(run)
     if not folder.is_dir():
         raise UserError(f"--run={run}: no such folder")
     if not (folder / "hf").is_dir():

@@ -7,14 +7,16 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import FlagOrderError
 
+from jaxft import remote
 from jaxft.registry import UserError, nearest
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and variant: path[:variant].")
-WORKDIR = flags.DEFINE_string("workdir", "", "Folder to write; by default runs/<config name>.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder or gs:// URL to write; by default runs/<config name>.")
 
 
-def workdir() -> Path:
-    return Path(WORKDIR.value or Path("runs") / config_name())
+def workdir() -> str | Path:
+    """A path, or a URL as it stands."""
+    return remote.place(WORKDIR.value or Path("runs") / config_name())
 
 
 def config_name() -> str:

@@ -129,7 +129,7 @@ def _data(arguments: argparse.Namespace) -> tuple[Any, str]:
         raise UserError("--data is missing: a file of labelled rows, or tfds:BUILDER:SPLIT")
     from jaxft.runfolder import RunFolder, read_json
 
-    data = call(DATASETS, read_json(RunFolder(Path(arguments.run)).config)["config"]["data"], "data")
+    data = call(DATASETS, read_json(RunFolder(cli.run_folder(arguments.run)).config)["config"]["data"], "data")
     wanted = arguments.split or ("test" if "test" in data.splits else "validation")
     if wanted not in data.splits:
         raise UserError(f"--split={wanted}: the run's data have: {', '.join(data.splits)}")

@@ -35,11 +35,18 @@ def export(arguments: argparse.Namespace) -> None:
 
     Raises UserError for a run without checkpoints, an unknown step, or logits that differ: --out is not touched.
     """
+    from jaxft.runfolder import opened
+
+    with opened(arguments.run) as run:
+        run.fetch()
+        _export(arguments, run, _config(run))
+
+
+def _export(arguments: argparse.Namespace, run: Any, raw: dict[str, Any]) -> None:
     from jaxft import cache, numerics
     from jaxft.config import parse
     from jaxft.tasks import TASKS
 
-    run, raw = _run(arguments)
     numerics.self_check()
     cache.compile_cache(run.path)
     config = parse(raw)
@@ -78,14 +85,13 @@ def export(arguments: argparse.Namespace) -> None:
     write(target, net, net.own(params), meta["task"], config.model.hf, hf_folder, scores)
 
 
-def _run(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """(run folder, its config as plain dicts). Raises UserError for a folder that is none of a run."""
-    from jaxft.runfolder import RunFolder, read_json
+def _config(run: Any) -> dict[str, Any]:
+    """The config of a run folder as plain dicts. Raises UserError for a folder that is none of a run."""
+    from jaxft.runfolder import read_json
 
-    run = RunFolder(Path(arguments.run))
     if not run.config.exists():
-        raise UserError(f"--run={arguments.run} is not a run folder: it has no config.json")
-    return run, read_json(run.config)["config"]
+        raise UserError(f"--run={run.place} is not a run folder: it has no config.json")
+    return read_json(run.config)["config"]
 
 
 def _scores(run: Any, step: int) -> tuple[str, dict[str, float]]:
@@ -123,7 +129,7 @@ def _restore(run: Any, config: Any, task: Any, wanted: str) -> tuple[Any, Any, d
     checkpoints = Checkpoints(run.checkpoints, keep=1, say=cli.say, read_only=True)
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"--run={run.path} has no checkpoint yet")
+        raise UserError(f"--run={run.place} has no checkpoint yet")
     if wanted in ("best", "last"):
         best = checkpoints.best() if wanted == "best" else None
         newest = checkpoints.newest()

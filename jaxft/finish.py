@@ -47,12 +47,14 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     report.render(run.folder.path, config=raw, history=[json.loads(line) for line in lines], results=details | results)
     record = {"split": split, "step": step, **results, "details": details, "inputs": run.identity}
     runfolder.write_json(run.folder.report, json_numbers(record))
+    run.folder.send()
+    hf = "hf" if run.folder.mirror else str(run.folder.hf)
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
     run.say(
-        f"written to {run.folder.path}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
+        f"written to {run.folder.place}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
         "tensorboard/, checkpoints/\n"
-        "load it with:\n"
-        f'  {use["model"]}.from_pretrained("{run.folder.hf}"), {use["reader"]}.from_pretrained("{run.folder.hf}")'
+        f"load {'a copy of ' if run.folder.mirror else ''}it with:\n"
+        f'  {use["model"]}.from_pretrained("{hf}"), {use["reader"]}.from_pretrained("{hf}")'
     )
 
 

@@ -149,9 +149,9 @@ def _chat(generator: Any, folder: Path, system: str, *, stream: bool) -> None:
 
 def _file(arguments: argparse.Namespace) -> None:
     """Writes `output` aside and renames it when it is complete."""
-    source, output = Path(arguments.input), Path(arguments.output)
-    cli.check_output(output, source)
-    rows = cli.read_input(source)  # what is wrong with it is said before the model loads
+    output = Path(arguments.output)
+    cli.check_output(output, Path(arguments.input))
+    rows = cli.read_input(arguments.input)  # what is wrong with it is said before the model loads
     generator, folder = _generator(arguments)
     template = functools.cache(lambda: _template(folder))
     prefix, column = _as_trained(arguments)

@@ -4,6 +4,7 @@ Orbax checksums no array data: one flipped byte restores silently wrong. The man
 presence says that every file came before it, and its content says whether they still are what they were.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxft import atomic
+from jaxft.registry import UserError
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -27,7 +29,7 @@ def seal(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_dir():
             atomic.sync(path)
-    atomic.write(folder / NAME, _text(dict(zip(names, entries, strict=True))))
+    atomic.write(folder / NAME, text(dict(zip(names, entries, strict=True))))
 
 
 def publish(draft: Path, target: Path) -> None:
@@ -60,18 +62,25 @@ def damage(folder: Path) -> str:
     """Names the first file that is not as it was sealed, and how it differs; '' when all are."""
     path = folder / NAME
     try:
-        text = path.read_text(encoding="utf-8")
-        files = json.loads(text)["files"]
-        unchanged = text == _text(files)
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        files = listed(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         return f"{path} cannot be read ({error})"
-    if not unchanged:
+    if files is None:
         return f"{path} was changed after it was written"
     for name, entry in files.items():
         trouble = _difference(folder / name, entry)
         if trouble:
             return trouble
     return ""
+
+
+def listed(written: str) -> Mapping[str, Any] | None:
+    """Name -> what a manifest says of that file; None where it is not as it was written. Raises ValueError for none."""
+    try:
+        files = json.loads(written)["files"]
+        return files if written == text(files) else None
+    except (LookupError, TypeError) as error:
+        raise ValueError(error) from error
 
 
 def _difference(path: Path, expected: Mapping[str, Any]) -> str:
@@ -81,9 +90,24 @@ def _difference(path: Path, expected: Mapping[str, Any]) -> str:
         return f"{path} cannot be read ({error.strerror})"
     if found["bytes"] != expected["bytes"]:
         return f"{path} has {found['bytes']:,} bytes instead of {expected['bytes']:,}"
-    if found["sha256"] != expected["sha256"]:
-        return f"{path} has changed: sha256 {found['sha256'][:12]}... instead of {expected['sha256'][:12]}..."
+    kind = "sha256" if "sha256" in expected else "crc32c"  # of a checkpoint that was copied from a bucket
+    digest = found["sha256"] if kind == "sha256" else _crc32c(path)
+    if digest != expected[kind]:
+        return f"{path} has changed: {kind} {digest[:12]}... instead of {expected[kind][:12]}..."
     return ""
+
+
+def _crc32c(path: Path) -> str:
+    """As Google's buckets write it: base64."""
+    try:
+        from google_crc32c import Checksum  # pyright: ignore[reportMissingImports] - of the extra
+    except ImportError as error:
+        raise UserError(f"{path} has a CRC32C to be checked by: pip install 'jaxft[gcs]'") from error
+    checksum = Checksum()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            checksum.update(piece)
+    return base64.b64encode(checksum.digest()).decode()
 
 
 def _entry(path: Path, *, sync: bool) -> dict[str, Any]:
@@ -94,7 +118,7 @@ def _entry(path: Path, *, sync: bool) -> dict[str, Any]:
         return {"bytes": os.fstat(file.fileno()).st_size, "sha256": digest}
 
 
-def _text(files: Mapping[str, Any]) -> str:
+def text(files: Mapping[str, Any]) -> str:
     """The one spelling of a manifest. It carries its own sha256, since a flipped byte may hit it as well."""
     own = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     return json.dumps({"format": FORMAT, "files": files, "sha256": own}, indent=1, sort_keys=True) + "\n"

@@ -5,19 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxft import remote
 from jaxft.config import parse
 from jaxft.start import start
 
 
-def train(config: Any, workdir: str | Path, *, allow_change: tuple[str, ...] = ()) -> Path:
+def train(config: Any, workdir: str | Path, *, allow_change: tuple[str, ...] = ()) -> str | Path:
     """Trains as `config` (a ConfigDict, of some get_config()) says, in `workdir`, which is returned.
 
     A run that was interrupted goes on where it was saved, and one that is finished is left as it is. Raises UserError
     for what the user can mend, and Stopped after an interrupt, when the step is finished and saved.
     """
     raw = config.to_dict()
-    start(raw, parse(raw), Path(workdir), allow_change, print)
-    return Path(workdir)
+    start(raw, parse(raw), remote.place(workdir), allow_change, print)
+    return remote.place(workdir)
 
 
 def curve(run: str | Path, name: str) -> tuple[list[int], list[float]]:

@@ -32,10 +32,9 @@ def _arguments() -> argparse.Namespace:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Writes `output` aside and renames it when it is complete. Raises UserError for a bad row unless told to skip."""
-    source = Path(arguments.input)
     output = Path(arguments.output)
-    cli.check_output(output, source)
-    rows = cli.read_input(source, images=True)  # what is wrong with it is said before the model loads
+    cli.check_output(output, Path(arguments.input))
+    rows = cli.read_input(arguments.input, images=True)  # what is wrong with it is said before the model loads
     classifier = cli.classifier(arguments)
     count = labelled = 0
     with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:

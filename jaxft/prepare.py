@@ -6,7 +6,8 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxft import cli, config_file
+from jaxft import cli, config_file, remote
+from jaxft.registry import UserError
 
 flags.adopt_module_key_flags(config_file)  # --help lists them
 STOPPED = "stopped; the same command goes on from the chunks that are finished"
@@ -24,13 +25,16 @@ def main() -> None:
     )
 
 
-def prepare(raw: dict[str, Any], workdir: Path, say: Any) -> None:
+def prepare(raw: dict[str, Any], workdir: str | Path, say: Any) -> None:
     """Makes the corpus of a config in `workdir`, or goes on with one that was begun there. Raises UserError."""
     from jaxft.corpora import folder, options
     from jaxft.hf import hub
     from jaxft.lock import RunLock
     from jaxft.runfolder import RunFolder
 
+    if remote.is_remote(str(workdir)):
+        raise UserError(f"--workdir={workdir}: a corpus is made in a local folder; copy it when it is finished")
+    workdir = Path(workdir)
     raw = json.loads(json.dumps(raw))  # as it is kept, and as workers get it
     config = options.parse(raw)
     folder.check_libraries()

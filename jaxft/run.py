@@ -75,7 +75,7 @@ class Run:
             lend = functools.partial(companions.lend_tokenizer, folders, folder.tokenizer, config.input.length)
             processes.by_first("tokenizer", lend)
         prepare = functools.partial(self.reader.prepare, config, rehearsed.net.cfg, folder.tokenizer, hf_folder, say)
-        self.inputs = processes.in_turn("data", prepare)
+        self.inputs = processes.in_turn("data", lambda: folder.sharing(processes.first(), prepare))
         task = self.task = self.inputs.task
         self.cadence = self._cadence()
         net = rehearsal.network(config, self.mesh, hf_folder, task.head, task.outputs, **self.inputs.fields)
@@ -92,7 +92,9 @@ class Run:
         say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
         for text in companions.described(self.net, task):
             say(text)
-        self.checkpoints = Checkpoints(folder.checkpoints, keep=config.checkpoint.keep, say=say)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, keep=config.checkpoint.keep, say=say, before_commit=folder.send
+        )
         self.checkpoints.preflight(nbytes(self.plan.abstract))
         self.inputs = self.inputs.before_training(self)
         self.tracker = Tracker()
@@ -203,7 +205,7 @@ class Run:
 
     def name_batch(self, step: int) -> str:
         """A step's batch in words."""
-        places, line = self.examples(step), f"line {step} of {self.folder.path / 'batches.log'}"
+        places, line = self.examples(step), f"line {step} of {self.folder.place}/batches.log"
         shown = ", ".join(places[:EXAMPLES_SHOWN]) + (", ..." if len(places) > EXAMPLES_SHOWN else "")
         return f"The batch of step {step} ({line}) has {len(places)} examples: {shown}"
 

@@ -1,17 +1,20 @@
 """The folder of a run: its resolved config, what may change when it is started again, and whether it is finished."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxft import atomic, manifest
+from jaxft import atomic, bucket, cache, remote, shelf
 from jaxft.config import difference
+from jaxft.lease import Lease
+from jaxft.lock import RunLock
 from jaxft.registry import UserError
 
 # Sections that do not change what is computed, only where and how it is shown.
@@ -27,13 +30,18 @@ PACKAGES = ("jaxft", *COMPUTING, "orbax-checkpoint", "grain", "transformers", "t
 
 
 class RunFolder:
-    """Paths and promises of one run folder."""
+    """Paths and promises of one run folder.
 
-    def __init__(self, path: Path):
-        self.path = path
+    One in a bucket has a `mirror`: `path` is then a folder of this machine that stands for it while the process runs.
+    """
+
+    def __init__(self, path: Path, mirror: bucket.Mirror | None = None):
+        self.path, self.mirror = path, mirror
+        self.place = mirror.url if mirror else str(path)  # as people know it
+        self._lease: Lease | None = None
         self.config = path / "config.json"
         self.report = path / "report.json"
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = f"{self.place}/checkpoints" if mirror else path / "checkpoints"
         self.tokenizer = path / "tokenizer"
         self.reference = path / "reference.npz"  # of preferences: reference.py
         self.goodput = path / "goodput.json"  # observe/goodput.py
@@ -47,18 +55,44 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             file = next(path for path in (self.path, *self.path.parents) if path.exists())
-            raise UserError(f"--workdir={self.path}: {file} is a file; name a folder") from error
+            raise UserError(f"--workdir={self.place}: {file} is a file; name a folder") from error
         except OSError as error:
             raise UserError(
-                f"--workdir={self.path}: cannot be created ({error.strerror}); name another folder"
+                f"--workdir={self.place}: cannot be created ({error.strerror}); name another folder"
             ) from error
         if not os.access(self.path, os.W_OK):
-            raise UserError(f"--workdir={self.path}: the folder cannot be written; name another one")
+            raise UserError(f"--workdir={self.place}: the folder cannot be written; name another one")
 
     def check_shared(self) -> None:
         """Raises UserError in a process that does not see the folder that the first one has made."""
+        self.fetch()
         if not self.path.is_dir():
-            raise UserError(f"--workdir={self.path} is not there; all processes need one folder that they share")
+            raise UserError(f"--workdir={self.place} is not there; all processes need one folder that they share")
+
+    def lock(self, say: Callable[[str], None]) -> contextlib.AbstractContextManager[Any]:
+        """Keeps a second run out of the folder. Raises UserError where there is one."""
+        self._lease = Lease(self.place, say=say) if self.mirror else None
+        return self._lease or RunLock(self.path, say=say)
+
+    def fetch(self) -> None:
+        """Of a run in a bucket: brings what is there to `path`, but for checkpoints and the export."""
+        if self.mirror:
+            self.mirror.fetch()
+
+    def send(self) -> None:
+        """Of a run in a bucket: sends what is new in `path`. Raises UserError when another process has taken over."""
+        if self.mirror and self._lease:
+            self._lease.check()
+            self.mirror.send()
+
+    def sharing(self, first: bool, action: Callable[[], Any]) -> Any:
+        """What `action` returns, which finds in the folder what it left there in the `first` process."""
+        if not first:
+            self.fetch()
+        result = action()
+        if first:
+            self.send()
+        return result
 
     def claim(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
         """Checks that a run which is there has the same config; call it with the lock held.
@@ -89,16 +123,16 @@ class RunFolder:
     def _compare(self, raw: Mapping[str, Any], allow: Sequence[str], say: Callable[[str], None]) -> None:
         saved = read_json(self.config)
         if not isinstance(saved, dict) or not {"config", "versions", "git", "earlier"} <= saved.keys():
-            raise UserError(f"--workdir={self.path} holds a config.json that is not of a run; name another folder")
+            raise UserError(f"--workdir={self.place} holds a config.json that is not of a run; name another folder")
         old = saved["config"]
         changed = difference(old, json.loads(json.dumps(raw)))
         other = [line for line in changed if not covered(line.split(":")[0], FREE)]
         if other and self.finished():
             raise UserError(
-                f"--workdir={self.path} holds a finished run of another config:\n  "
+                f"--workdir={self.place} holds a finished run of another config:\n  "
                 + "\n  ".join(other)
                 + "\nUse another --workdir; to train its model further, start that one with "
-                + f"--config.model.hf={self.hf}"
+                + f"--config.model.hf={self.place}/hf"
             )
         fatal = [line for line in other if not covered(line.split(":")[0], allow)]
         if fatal:
@@ -106,7 +140,7 @@ class RunFolder:
             keys += [more for key in keys for name in FOLLOWS if covered(key, [name]) for more in FOLLOWS[name]]
             keys = [key for key in dict.fromkeys(keys) if not covered(key, allow)]
             raise UserError(
-                f"--workdir={self.path} holds a run of another config:\n  "
+                f"--workdir={self.place} holds a run of another config:\n  "
                 + "\n  ".join(fatal)
                 + f"\nUse another --workdir, or continue with the change by --allow_change={','.join([*allow, *keys])}"
             )
@@ -126,10 +160,24 @@ class RunFolder:
 
     def started(self) -> bool:
         """Whether there is a checkpoint."""
-        return any(manifest.is_sealed(path) for path in self.checkpoints.glob("*"))
+        return bool(shelf.of(self.checkpoints).steps())
 
     def finished(self) -> bool:
         return self.report.exists()
+
+
+@contextlib.contextmanager
+def opened(place: str | Path) -> Iterator[RunFolder]:
+    """The run folder of that path or URL. For a URL nothing is fetched yet; what stands for it is gone at the end."""
+    if not remote.is_remote(str(place)):
+        yield RunFolder(Path(place))
+        return
+    url = str(place).rstrip("/")
+    bucket.store(url)  # what is wrong with it is said first
+    with atomic.building(cache.private_dir("runs")) as aside:
+        folder = aside / url.rpartition("/")[2]
+        folder.mkdir()
+        yield RunFolder(folder, bucket.Mirror(url, folder))
 
 
 def covered(path: str, keys: Sequence[str]) -> bool:

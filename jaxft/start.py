@@ -11,7 +11,7 @@ from jaxft.config import Config
 def start(
     raw: Mapping[str, Any],
     config: Config,
-    workdir: Path,
+    workdir: str | Path,
     allow: Sequence[str],
     say: Callable[[str], None],
     among: tuple[str, int, int] = ("", 0, -1),

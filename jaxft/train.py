@@ -14,7 +14,6 @@ from jaxft import companions, finish, processes, runfolder, scoring
 from jaxft.batchlog import BatchLog
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
-from jaxft.lock import RunLock
 from jaxft.observe import Observer, rollback
 from jaxft.observe.rollback import Rollback
 from jaxft.progress import in_notebook
@@ -27,7 +26,7 @@ from jaxft.writer import Writer, check_wandb
 
 
 def train(
-    raw: Mapping[str, Any], config: Config, workdir: Path, allow: Sequence[str], say: Callable[[str], None]
+    raw: Mapping[str, Any], config: Config, workdir: str | Path, allow: Sequence[str], say: Callable[[str], None]
 ) -> None:
     """Trains as `config` says in the folder `workdir`, from its newest checkpoint where there is one.
 
@@ -35,15 +34,20 @@ def train(
     run after saving.
     """
     check_wandb(config.log.wandb)
-    folder = runfolder.RunFolder(workdir)
     with contextlib.ExitStack() as held, StopSignals(kernel=in_notebook()) as signals:
+        folder = held.enter_context(runfolder.opened(workdir))
         watch = held.enter_context(processes.Watch(lambda: signals.number))
 
         def claim() -> bool:
             folder.create()
-            held.enter_context(RunLock(workdir, say=say))
+            held.enter_context(folder.lock(say))
+            folder.fetch()
             folder.claim(raw, allow, say)
-            return folder.finished()
+            if folder.finished():
+                return True
+            held.callback(folder.send)
+            folder.send()
+            return False
 
         if processes.by_first("run folder", claim):
             say(f"{workdir} is finished: see report.json and report.html. Nothing to do; another --workdir starts anew")
@@ -52,6 +56,7 @@ def train(
         run = Run(config, folder, allow, say, signals)
         if processes.first():
             folder.record(raw)
+            folder.send()
         with signals.deferred(), run.checkpoints:
             steps(run, watch)
         finish.finish(run, raw)
@@ -128,7 +133,7 @@ def loop(run: Run, writer: Writer, watch: processes.Watch, observer: Observer) -
 
 
 def _stopped(run: Run, number: int) -> str:
-    where = run.folder.checkpoints / str(run.step)
+    where = f"{run.folder.checkpoints}/{run.step}"
     return f"{signal.Signals(number).name}: stopped after step {run.step:,}, saved in {where}; the same command goes on"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxft import checkpoint
+from jaxft import shelf
 from jaxft.checkpoint import Checkpoints
 from jaxft.registry import UserError
 
@@ -252,7 +252,7 @@ def test_preflight_wants_room_for_all_that_may_stand_less_what_does(
     saved(open_checkpoints, *range(1, standing + 1))
     checkpoints = open_checkpoints(keep=keep)
     usage = type("Usage", (), {"free": more * 1_500_000})
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _path: usage)
+    monkeypatch.setattr(shelf.shutil, "disk_usage", lambda _path: usage)
     checkpoints.preflight(1_500_000)
     numbers = rf"{more * 1.5:.1f} MB free, and {more * 1.6:.1f} MB are needed: {more} more checkpoints of 1\.6 MB"
     with pytest.raises(UserError, match=rf"{numbers} \(checkpoint\.keep={keep}, .*; {standing} stand already\)"):
@@ -262,13 +262,13 @@ def test_preflight_wants_room_for_all_that_may_stand_less_what_does(
 def test_a_run_never_holds_more_than_preflight_counts(open_checkpoints, monkeypatch):
     """keep=2: the two newest, the best and the draft."""
     checkpoints, most = open_checkpoints(keep=2), []
-    publish = checkpoint.manifest.publish
+    publish = shelf.manifest.publish
 
     def counted(draft, target):
         publish(draft, target)
-        most.append(len(list(checkpoints.folder.iterdir())))
+        most.append(len(list(checkpoints.shelf.folder.iterdir())))
 
-    monkeypatch.setattr(checkpoint.manifest, "publish", counted)
+    monkeypatch.setattr(shelf.manifest, "publish", counted)
     for step in range(1, 7):
         checkpoints.save(step, make_state(step), {}, best=step == 1, wait=True)
     assert max(most) == 4

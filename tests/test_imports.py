@@ -12,6 +12,7 @@ LEAVES = {
     "registry",
     "cache",
     "disk",
+    "remote",
     "atomic",
     "labels",
     "pages",
@@ -28,8 +29,11 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "cache": NOTHING,
     "lock": NOTHING,
     "manifest": NOTHING,
-    "checkpoint": {"manifest", "processes"},
     "processes": {"signals"},
+    "bucket": {"manifest"},
+    "lease": {"bucket", "signals"},
+    "shelf": {"bucket", "manifest"},
+    "checkpoint": {"processes", "shelf"},
     "writer": {"progress"},
     "progress": NOTHING,
     "report": NOTHING,
@@ -45,6 +49,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "corpora": {"config", "data", "hf", "manifest", "runfolder"},
 }
 OWNERS = {  # library -> the rooms that may import it
+    "fsspec": {"remote"},
     "transformers": {"hf", "data", "verify"},
     "tokenizers": {"hf"},
     "safetensors": {"hf"},
@@ -58,6 +63,7 @@ OWNERS = {  # library -> the rooms that may import it
     "tensorflow": NOTHING,
 }
 LAZY = {
+    "fsspec",
     "transformers",
     "tokenizers",
     "PIL",

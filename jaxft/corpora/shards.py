@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxft import disk
-from jaxft.data.prepared import OPTIONS, Shard, pack
+from jaxft.data.prepared import ENDING, OPTIONS, Shard, pack
 from jaxft.registry import UserError
 
 TRAIN = "train"
@@ -59,7 +59,7 @@ def write(
         for batch in _batches(documents):
             for one, encoded in zip(batch, encoder.encode_documents([(one.text, None) for one in batch]), strict=True):
                 if one.split not in writers:
-                    writers[one.split] = _Writer(folder, aside, f"{one.split}-{number:05d}.array_record", dtype)
+                    writers[one.split] = _Writer(folder, aside, f"{one.split}-{number:05d}{ENDING}", dtype)
                 writers[one.split].add(encoded.ids, one)
         return {split: writers[split].finish() for split in splits if split in writers}
     finally:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from jaxft import remote
 from jaxft.data import DATASETS, opening, packed
 from jaxft.data.source import plain
 from jaxft.data.text_formats import BOM, LONGEST, Jsonl, decode
@@ -138,6 +139,8 @@ def _ending(name: str) -> str:
 def _found(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
+        if remote.is_remote(path):
+            raise UserError(f"source.paths: {path!r} is a URL, and corpora are made from local files; mount or copy it")
         matching = sorted(filter(os.path.isfile, glob.glob(path, recursive=True))) if glob.has_magic(path) else [path]
         if not matching:
             raise UserError(f"source.paths: no file matches {path!r}")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from jaxft import remote
 from jaxft.data.files import point
 from jaxft.data.images import ENDINGS
 from jaxft.data.source import Dataset, Split, fingerprint
@@ -25,7 +26,7 @@ def images(*, folder: str, train: str, validation: str, test: str, holdout: floa
     """
     if not 0 <= holdout < 1:
         raise UserError(f"data.holdout={holdout} must be at least 0 and less than 1")
-    root = Path(folder).expanduser()
+    root = remote.folder(folder, "data.folder")
     if not root.is_dir():
         raise UserError(f"data.folder={folder!r} is not a folder; name one with a sub-folder for each split")
     given = {"train": train, "validation": validation, "test": test}

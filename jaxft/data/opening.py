@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from jaxft import disk
+from jaxft import disk, remote
 from jaxft.data import packed, sentences, text_formats
 from jaxft.data.questions import Squad
 from jaxft.registry import UserError, nearest
@@ -48,7 +48,7 @@ def where(table: Table, path: str, number: int) -> str:
 
 def open_bytes(path: str, field: str) -> mmap.mmap:
     """What a file that is there holds, unpacked. Raises UserError for an empty one and a broken archive."""
-    with open(path, "rb") as opened:
+    with open(remote.file(path, field), "rb") as opened:
         file = _unpacked(opened, path, field) if packed.ending(path) else opened
         with file:
             if not os.fstat(file.fileno()).st_size:
@@ -64,7 +64,7 @@ def text(buffer: mmap.mmap, path: str, field: str) -> mmap.mmap:
 
 
 def sha256(path: str) -> str:
-    with open(path, "rb") as file:
+    with open(remote.file(path, "file"), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -77,6 +77,8 @@ def check(path: str, field: str) -> None:
 
 def check_there(path: str, field: str) -> None:
     """Raises UserError when there is no such file."""
+    if remote.is_remote(path):
+        return remote.check(path, field)
     if os.path.isfile(path):
         return
     folder = Path(path).absolute().parent

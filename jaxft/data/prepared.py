@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxft import remote
 from jaxft.data.opening import sha256
 from jaxft.data.source import Dataset, Rows, Split, fingerprint
 from jaxft.registry import UserError, nearest
 
-INDEX, TOKENIZER = "corpus.json", "tokenizer"
+INDEX, TOKENIZER, ENDING = "corpus.json", "tokenizer", ".array_record"
 FORMAT = 1
 HEADER = struct.Struct("<III")  # bytes of the text in UTF-8; number of the source file; line
 # One record in a chunk: read alone. Zstandard, the default, finds little in token ids, and takes no time.
@@ -67,7 +68,7 @@ def prepared(*, folder: str) -> Dataset:
     The data set brings its tokenizer. Raises UserError for a folder that is none, or not finished, or damaged; for a
     shard of another content than was written when its first row is read.
     """
-    path = Path(folder)
+    path = remote.folder(folder, "data.folder", _is_read)
     if not (path / INDEX).is_file():
         why = (
             "is not finished: give the command that prepares it again" if (path / "work").is_dir() else "does not exist"
@@ -86,6 +87,10 @@ def prepared(*, folder: str) -> Dataset:
         identity = fingerprint(shards=[shard.sha256 for shard in shards], dtype=index.dtype)
         splits[name] = Split(rows, identity, lambda i, rows=rows: rows.where(i, index.sources))
     return Dataset("prepared", splits, {}, tokenizer=path / TOKENIZER)
+
+
+def _is_read(name: str) -> bool:
+    return name == INDEX or name.startswith(f"{TOKENIZER}/") or name.endswith(ENDING)
 
 
 def _refuse(file: Path, what: str) -> None:

@@ -1,5 +1,6 @@
-"""A name or a folder -> a folder. The only module that can reach a network, and only when a name asks for it."""
+"""A name, a URL or a folder -> a folder. Only a name that asks for it reaches a network: here, or in jaxft.remote."""
 
+import fnmatch
 import re
 import socket
 import threading
@@ -7,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from jaxft import remote
 from jaxft.hf import files
 from jaxft.registry import UserError
 
@@ -18,7 +20,7 @@ CONNECT_SECONDS = 1.0
 
 
 def resolve(name_or_folder: str, *, weights: bool = True, field: str = "model.hf") -> Path:
-    """The local folder of that path, else the snapshot of that hub id (`google-bert/bert-base-cased`).
+    """The local folder of that path, a copy of that URL, or the snapshot of that hub id (`google-bert/bert-base`).
 
     With `weights` one without safetensors is refused: at once, not after the data have been read. `field` is the
     config's, for messages.
@@ -26,7 +28,7 @@ def resolve(name_or_folder: str, *, weights: bool = True, field: str = "model.hf
     An unreachable hub is noticed within two seconds; a copy in the hub's cache is then used. Raises UserError for a
     folder that does not exist, an id that the hub does not know or does not give out, and a hub that does not answer.
     """
-    folder = Path(name_or_folder).expanduser()
+    folder = remote.folder(name_or_folder, field, _wanted)
     local = folder.is_dir()
     if not local and not _is_hub_id(name_or_folder):
         raise UserError(f"{field}={name_or_folder!r}: no such folder (looked in {folder.absolute().parent})")
@@ -35,6 +37,12 @@ def resolve(name_or_folder: str, *, weights: bool = True, field: str = "model.hf
     if weights and not files.has_weights(folder):
         raise UserError(files.no_weights(folder, "" if local else name_or_folder))
     return folder
+
+
+def _wanted(name: str) -> bool:
+    """Whether the file of that path in a model folder is ever read; as the hub's client matches patterns."""
+    wanted, unwanted = (any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for patterns in (WANTED, UNWANTED))
+    return wanted and not unwanted
 
 
 def _is_hub_id(name: str) -> bool:
