@@ -37,7 +37,7 @@ SCRATCH = (
 )  # BERT-base's are the defaults
 # Recipe -> (model, parameters, flags).
 CASES = {
-    "v5e_2x4": ("", 108e6, ("--topology=v5e:2x4", *SCRATCH)),
+    "v5e_2x4": ("", 92e6, ("--topology=v5e:2x4", *SCRATCH)),
     "v5p_4x4x4": ("llama-8b", 8.03e9, ("--topology=v5p:4x4x4",)),
     "v5p_4x4x4_two_slices": ("llama-8b", 8.03e9, ("--topology=v5p:4x4x4", "--slices=2")),
     "v5p_8x8x8": ("llama-70b", 70.55e9, ("--topology=v5p:8x8x8",)),
@@ -87,7 +87,9 @@ def test_a_recipe_compiles_and_fits_its_machine(planned, recipe):
     told, (_, parameters, _) = planned[recipe], CASES[recipe]
     assert told["fits"] and told["total"] < told["chip"]["memory"]
     shards = told["mesh"]["fsdp"] * told["mesh"]["tensor"] * told["mesh"]["expert"]
-    assert 4 * parameters / shards <= told["parameters"] <= 1.1 * 4 * parameters / shards + 2**20
+    # Of a mixture what is not in experts is not shared out over `expert`.
+    most = (1.3 if recipe == "v5e_16x16" else 1.05) * 4 * parameters / shards
+    assert 4 * parameters / shards <= told["parameters"] <= most
     assert told["optimizer"] == pytest.approx(2 * told["parameters"], rel=0.01)
     parts = sum(told[name] for name in ("parameters", "optimizer", "batch_bytes", "activations", "temporaries"))
     assert told["total"] == pytest.approx(parts, rel=0.02)
