@@ -244,28 +244,6 @@ def shards(shape: Sequence[int], letters: str) -> tuple[int, ...]:
     return tuple(devices(axes, active.mesh) for axes in parts)
 
 
-def shares(rows: int) -> int:
-    """Into how many pieces a batch of `rows` is cut inside `activations`; 1 outside, and where it does not divide."""
-    active = _active.get()
-    n = 1 if active is None else batch_shards(active.mesh, active.rules)
-    return 1 if rows % n else n
-
-
-def by_share(body: Callable[..., Any], *arrays: Any) -> Any:
-    """`body` of the rows of each share of the batch by itself: its results get a leading axis, of the shares [P, ...].
-
-    What it sums over rows stays apart until somebody adds up the shares, once: within a loop XLA would at every turn.
-    The rows of all arrays, trees of them or None, come first: [B, ...].
-    """
-    active, n = _active.get(), shares(jax.tree.leaves(arrays)[0].shape[0])
-    if active is None or n == 1:
-        return jax.tree.map(lambda x: x[None], body(*arrays))
-    apart = jax.tree.map(lambda x: constrain(x.reshape(n, -1, *x.shape[1:]), "B" + "_" * x.ndim), arrays)
-    axes = tuple(axis for axis in names(active.rules["B"]) if active.mesh.shape[axis] > 1)
-    with activations(active.mesh, {**active.rules, "B": None}):
-        return jax.vmap(body, spmd_axis_name=axes)(*apart)
-
-
 def by_device(body: Callable[..., jax.Array], *given: tuple[jax.Array, str], over: str) -> jax.Array:
     """`body` of arrays given with their letters, on every device of its pieces of them; the result is like the first.
 

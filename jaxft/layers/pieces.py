@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxft import sharding
+from jaxft.layers import shares
 from jaxft.layers.sums import outer_sum
 from jaxft.sharding import constrain
 
@@ -119,28 +120,26 @@ def _summed_forward(
         )
         return (loss, hits), *pull(jnp.ones_like(loss))
 
-    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
-        sums, g_x, *g_words = sharding.by_share(of_rows, *piece)
-        new = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (sums, *g_words))
-        return _apart(new), g_x.reshape(piece[0].shape)
-
-    zero, P = jnp.zeros((), jnp.float32), sharding.shares(x_BLD.shape[0])
-    start = jax.tree.map(lambda like: jnp.zeros((P, *like.shape), jnp.float32), ((zero, zero), table_VD, bias_V))
     pieces = cut(_words(table_VD, more), x_BLD, weights_BL, aim)
-    totals, g_NBLD = jax.lax.scan(add, _apart(start), pieces)
+    tokens = pieces[0].shape[1:3]
+    P, axes = shares.count(tokens)
+
+    def apart(totals: Any) -> Any:
+        # Those of each device's tokens meet once, after the last piece, and are not sent after each.
+        return jax.tree.map(lambda x: shares.constrain(x, "V_"[: x.ndim - 1], axes), totals)
+
+    def add(total: Any, piece: Any) -> tuple[Any, jax.Array]:
+        sums, g_x, *g_words = shares.apart(of_rows, *piece)
+        new = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (sums, *g_words))
+        return apart(new), shares.joined(g_x, tokens)
+
+    zero = jnp.zeros((), jnp.float32)
+    start = jax.tree.map(lambda like: jnp.zeros((P, *like.shape), jnp.float32), ((zero, zero), table_VD, bias_V))
+    totals, g_NBLD = jax.lax.scan(add, apart(start), pieces)
     sums, g_table_VD, g_bias_V = jax.tree.map(lambda total: total.sum(0), totals)
     g_BLD = joined(g_NBLD, x_BLD.shape[1])
     like = jax.tree.map(lambda leaf: jnp.zeros((0,), leaf.dtype), (x_BLD, table_VD, bias_V))
     return sums, ((g_BLD, g_table_VD, g_bias_V), like)
-
-
-def _apart(totals: Any) -> Any:
-    """(sums, gradient of the table, of the bias), of the rows of each share of the batch: [P, ...] where they belong.
-
-    They meet once, after the last piece: in each they would be sent as often as there are pieces.
-    """
-    sums, g_table_PVD, g_bias_PV = totals
-    return sums, constrain(g_table_PVD, "BV_"), None if g_bias_PV is None else constrain(g_bias_PV, "BV")
 
 
 def _summed_backward(how: Any, saved: Any, given: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:

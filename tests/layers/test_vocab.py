@@ -10,6 +10,7 @@ from jaxft.labels import NO_LABEL
 from jaxft.layers import pieces as cutting
 from jaxft.layers.loss import softmax_cross_entropy
 from jaxft.layers.vocab import VocabLogits
+from jaxft.planning import hlo, traffic
 from tests import tiny
 
 B, L, D, ROWS, WORDS = 4, 7, 16, 40, 37
@@ -114,6 +115,27 @@ def test_devices_that_rows_are_cut_over_give_their_own_tokens_to_every_piece(mon
     compiled = jax.jit(there).lower(jax.ShapeDtypeStruct(x_BLD.shape, x_BLD.dtype, sharding=where)).compile()
     assert not any(name in compiled.as_text() for name in ("all-gather", "all-to-all", "collective-permute"))
     np.testing.assert_array_equal(compiled(jax.device_put(x_BLD, where)), 2 * x_BLD)
+
+
+def test_the_gradient_of_the_table_crosses_the_mesh_once_however_many_pieces_there_are(monkeypatch):
+    monkeypatch.setattr(cutting, "PIECE", B * ROWS * 2 // 8)
+    x, table, bias, labels, weights = (array[:, : L - 1] if array.shape[:2] == (B, L) else array for array in given())
+    mesh = tiny.mesh(context=2, data=2, tensor=2)
+
+    def learn(x, table, bias):
+        with sharding.activations(mesh, RULES):
+            return VocabLogits(x, table, bias, 0.0, WORDS).cross_entropy(labels, weights)["loss"][0]
+
+    def placed(array, *axes):
+        where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=where)
+
+    step = jax.jit(jax.grad(learn, (0, 1, 2)))
+    text = step.lower(placed(x, "data", "context"), placed(table, "tensor"), placed(bias)).compile().as_text()
+    module = hlo.read(text)
+    assert max(module.runs.values()) >= 3, "pieces"
+    tables = [one for one in traffic.collectives(module, 8) if one.shape[-2:] == (ROWS // 2, D)]
+    assert [one.times for one in tables] == [1] and tables[0].size == 4
 
 
 def test_memory_is_that_of_a_piece_and_products_are_in_the_dtype_of_the_model():
