@@ -16,6 +16,7 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
     *("copy-done", "slice-done", "async-start", "async-update", "async-done", "opt-barrier", "partition-id", "iota"),
     *("all-gather-done", "all-reduce-done", "collective-permute-done", "domain", "send-done", "recv-done"),
+    "add-dependency",
 }
 _PARTS = ("dynamic-slice", "slice", "gather")  # read a part of their first operand
 _ALIASES = ("bitcast", "copy", "reshape", "transpose", "convert")
