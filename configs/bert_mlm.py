@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
         layer_decay=1.0,
         freeze=(),
         ema=0.0,
-        offload=False,  # True: the optimizer\'s state lives in the host\'s memory
+        offload=False,  # True: the optimizer's state lives in the host's memory
         max_bad_steps=5,
         log_every="100 steps",
     )

@@ -132,16 +132,16 @@ def chunks(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield chunk
 
 
-def check_output(path: Path, source: Path | None = None) -> None:
-    """Raises UserError where --output cannot be written, or is `source`: before the work, not after it."""
+def check_output(path: Path, source: Path | None = None, flag: str = "--output") -> None:
+    """Raises UserError where `flag` cannot be written, or is `source`: before the work, not after it."""
     if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise UserError(f"--output={path} is the input itself; name another file")
+        raise UserError(f"{flag}={path} is the input itself; name another file")
     if path.is_dir():
-        raise UserError(f"--output={path} is a folder; name a file")
+        raise UserError(f"{flag}={path} is a folder; name a file")
     if not path.parent.is_dir():
-        raise UserError(f"--output={path}: the folder {path.parent} does not exist")
+        raise UserError(f"{flag}={path}: the folder {path.parent} does not exist")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output={path}: the folder {path.parent} cannot be written")
+        raise UserError(f"{flag}={path}: the folder {path.parent} cannot be written")
 
 
 def run_folder(run: str) -> Path:

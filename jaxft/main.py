@@ -4,7 +4,7 @@ import sys
 
 from absl import app, flags
 
-from jaxft import cli, config_file, memory
+from jaxft import cli, config_file, memory, signals
 
 flags.adopt_module_key_flags(config_file)  # --help lists them
 _ALLOW = flags.DEFINE_list("allow_change", [], "Config keys that may differ from the run's, such as train.batch.")
@@ -17,6 +17,7 @@ _RANK = flags.DEFINE_integer("rank", -1, "With --coordinator: which of them this
 
 def main() -> None:
     """Parses flags, checks the config and trains; every known failure is one line and an exit code."""
+    signals.early()
     told = {"memory_fix": memory.TRAINING_FIX, "stopped": "stopped before anything began"}
     app.run(
         lambda _: cli.guarded(_train, **told),

@@ -45,7 +45,7 @@ def _plan() -> None:
     if _SEARCH.value < 0:
         raise UserError(f"--search={_SEARCH.value} must be 1 or more: how many steps to compile")
     if _JSON.value not in ("", "-"):
-        cli.check_output(Path(_JSON.value))
+        cli.check_output(Path(_JSON.value), flag="--json")
     machine = _machine(_TOPOLOGY.value, _SLICES.value, _DEVICES.value)
     plan(config, machine, _SEARCH.value, (lambda _: None) if _JSON.value == "-" else cli.say, _JSON.value)
 

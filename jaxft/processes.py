@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -42,6 +43,9 @@ def join(coordinator: str, processes: int, rank: int) -> None:
         raise UserError(f"--rank={rank} must be below --processes={processes}; ranks count from 0")
     if not (coordinator or _told()):
         return
+    port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+    if named and not (port and 0 < int(port[1]) < 2**16):
+        raise UserError(f"--coordinator={coordinator!r} must be HOST:PORT of process 0, such as 10.0.0.1:1234")
     own = {"coordinator_address": coordinator, "num_processes": processes, "process_id": rank} if named else {}
     try:
         # Longer than LOST: who is lost is said by `Watch`, before jax ends the process.
@@ -108,6 +112,16 @@ def to_first(name: str, value: Any) -> list[Any]:
     values = [_taken(f"{name}/{rank}") for rank in range(jax.process_count())]
     _client().key_value_delete(f"{name}/")
     return values
+
+
+def of_all(name: str, value: Any) -> list[Any]:
+    """The `value` (JSON) of every process by rank, in each of them."""
+    if not several():
+        return [value]
+    name = _numbered(name)
+    with _posting(f"{name}/{jax.process_index()}") as post:
+        post(value)
+    return [_taken(f"{name}/{rank}") for rank in range(jax.process_count())]
 
 
 def part(name: str, seconds: float = PATIENCE) -> None:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,6 +170,8 @@ class RunFolder:
 @contextlib.contextmanager
 def opened(place: str | Path) -> Iterator[RunFolder]:
     """The run folder of that path or URL. For a URL nothing is fetched yet; what stands for it is gone at the end."""
+    if re.match(r"[a-z0-9]{2,}:/(?!/)", str(place)):
+        raise UserError(f"--workdir={place}: a URL has two slashes; write {str(place).replace(':/', '://', 1)}")
     if not remote.is_remote(str(place)):
         yield RunFolder(Path(place))
         return

@@ -95,6 +95,11 @@ def check_rules(params: Rules, activations: Rules) -> None:
             "sharding.activations has no rule for B, the rows of the batch; the usual one is B=('data', 'fsdp'), and "
             "with B=None every device gets all rows"
         )
+    if both := sorted(set(names(activations["B"])) & set(names(activations.get("L")))):
+        raise UserError(
+            f"sharding.activations: B={activations['B']!r} and L={activations['L']!r} are both on mesh axis {both[0]}; "
+            "an axis shares out rows or their tokens"
+        )
     for which, rules in (("params", params), ("activations", activations)):
         for letter, axes in rules.items():
             if letter not in LETTERS:

@@ -35,6 +35,12 @@ def leave(message: str, code: int) -> None:
     os._exit(code)
 
 
+def early() -> None:
+    """Before anybody attends to them SIGUSR1 has no effect, and SIGUSR2 tells the stacks; else they end the process."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR2, file=STDERR)
+
+
 class StopSignals:
     """While entered (by the main thread), a SIGTERM or SIGINT ends the process at once: what is on disk is whole.
 

@@ -70,8 +70,16 @@ def steps(run: Run, watch: processes.Watch) -> None:
         while back := _until_rollback(run, watch, observer, back):
             with observer.during("lost"):
                 rollback.go_back(run, back)
+            _stop_if_asked(run)
         with observer.during("checkpoint"):
             run.checkpoints.wait()
+        _stop_if_asked(run)
+
+
+def _stop_if_asked(run: Run) -> None:
+    """Raises Stopped in all processes where a signal has come to one, whose steps are all saved."""
+    if number := next(filter(None, processes.of_all("stop or go on", run.signals.number)), None):
+        raise Stopped(_stopped(run, number), 128 + number)
 
 
 def _until_rollback(run: Run, watch: processes.Watch, observer: Observer, last: Rollback | None) -> Rollback | None:

@@ -5,7 +5,7 @@
 # several hosts share jaxft does not take it over from another host: that one may be alive, for all it knows. Whoever
 # calls this script knows better: the machines that OWNER (a SLURM job, a queued resource) had are gone, since it was
 # given new ones. So if OWNER was the last that was started in this folder, its old lock is removed. If somebody else was
-# started there since, nothing is touched, and the lock decides.
+# started there since, nothing is touched, and the lock decides. Of a run in a bucket there is nothing to do.
 set -euo pipefail
 
 owner=$1
@@ -29,6 +29,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   echo "claim $workdir for $owner"
   exit 0
 fi
+case $workdir in *://*) exit 0 ;; esac # a run in a bucket has a lease that dies with its holder (docs/storage.md)
 cd "$(dirname "${BASH_SOURCE[0]}")/.." # where the program is started: a relative folder counts from there
 mkdir -p "$workdir"
 if [ "$(cat "$workdir/launched-by" 2>/dev/null)" = "$owner" ] && [ -e "$workdir/run.lock" ]; then

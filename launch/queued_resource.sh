@@ -61,9 +61,9 @@ run_state() {
     grep '^jaxft-worker') || true
   codes=$(sed -n 's/.*: exit //p' <<<"$told" | sort -n)
   case $told in
-    *running*gone* | *gone*running*) echo partly ;; # a host was rebooted, say
-    *running*) echo running ;;
-    *gone*) echo idle ;;
+    *': running'*': gone'* | *': gone'*': running'*) echo partly ;; # a host was rebooted, say
+    *': running'*) echo running ;;
+    *': gone'*) echo idle ;;
     ?*) # 2 before what it led to in the others, and any failure before 0
       if grep -qx 2 <<<"$codes"; then echo 'exit 2'; else echo "exit $(tail -n 1 <<<"$codes")"; fi
       ;;

@@ -169,7 +169,7 @@ def test_a_hang_is_told_once_with_the_stacks_of_all_threads_and_again_after_prog
     pace = Pace(clock)
     for step in range(1, 7):
         made(pace, clock, step, 0.5)
-    watcher = Hang(tmp_path / "stacks-0.txt", pace, lambda: 7, said.append)
+    watcher = Hang(tmp_path / "stacks-0.txt", "stacks-0.txt", pace, lambda: 7, said.append)
     clock.passes(hang_module.LEAST - 1)
     watcher.look()
     assert not said
@@ -189,7 +189,7 @@ def test_a_hang_is_told_once_with_the_stacks_of_all_threads_and_again_after_prog
 def test_what_takes_long_by_nature_is_no_hang(tmp_path, clock):
     said = []
     pace = Pace(clock)
-    watcher = Hang(tmp_path / "stacks-0.txt", pace, lambda: 7, said.append)
+    watcher = Hang(tmp_path / "stacks-0.txt", "stacks-0.txt", pace, lambda: 7, said.append)
     with pace.away():  # an evaluation
         clock.passes(10_000)
         watcher.look()
@@ -256,7 +256,7 @@ def test_memory_is_of_the_fullest_device_and_absent_where_devices_do_not_tell():
 
 def profiler(tmp_path, steps, *, done=0, wished=lambda: False):
     said = []
-    return Profiler(tmp_path, steps, done=done, wished=wished, say=said.append), said
+    return Profiler(tmp_path, str(tmp_path), steps, done=done, wished=wished, say=said.append), said
 
 
 def traced(profiler, upto, done=0):
@@ -274,8 +274,8 @@ def traced(profiler, upto, done=0):
 def test_the_planned_steps_are_traced_and_those_after_a_signal(tmp_path):
     assert traced(profiler(tmp_path, ())[0], 30) == []
     assert traced(profiler(tmp_path, (10, 13))[0], 30) == [(10, 13)]
-    wishes = iter([True] + 4 * [False] + [True, True] + 99 * [False])  # the last comes while one is made
-    assert traced(profiler(tmp_path, (), wished=lambda: next(wishes))[0], 30) == [(1, 3), (6, 8)]
+    wishes = iter([True] + 4 * [False] + [True, True] + 99 * [False])  # the last has come while one was made
+    assert traced(profiler(tmp_path, (), wished=lambda: next(wishes))[0], 30) == [(1, 3), (8, 10), (11, 13)]
 
 
 def test_steps_to_trace_that_are_past_are_said(tmp_path):
@@ -382,3 +382,12 @@ def test_batches_go_around_what_led_to_a_spike_whichever_step_a_run_goes_on_from
         path.unlink()
     Detours(path).add(spike(12), 10, writes=False)
     assert not path.exists()
+
+
+def test_a_trace_that_is_being_made_is_ended_before_another_begins(tmp_path):
+    """SIGUSR1 before the planned steps; and a rollback, after which the same steps come again."""
+    wishes = iter([False, True] + 99 * [False])
+    assert traced(profiler(tmp_path, (3, 6), wished=lambda: next(wishes))[0], 30) == [(2, 4), (5, 6)]
+    one, said = profiler(tmp_path, (3, 6))
+    begun = [step for step in (1, 2, 3, 4, 2, 3, 4, 5) if one.due(step)]
+    assert begun == [3] and one.over(6) and not said

@@ -178,7 +178,7 @@ def test_one_rollback_too_many_ends_the_run_and_says_why(tmp_path):
 
     with pytest.raises(UserError, match=r"step 16: the loss jumped .* after 2 rollbacks, which are all that") as error:
         finished(Hopeless(tmp_path / "run", []))
-    assert error.value.code == 1 and "Checkpoints that stand: 5, 10, 15" in str(error.value)
+    assert error.value.code == 2 and "Checkpoints that stand: 5, 10, 15" in str(error.value)
 
 
 @pytest.mark.parametrize("changed", [{"spikes__action": "say"}, {"checkpoint__every": "100 steps"}])

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxft import memory
+from jaxft import memory, processes
 from jaxft.observe.hang import Hang
 from jaxft.observe.pace import Pace
 from jaxft.observe.profile import Profiler
@@ -23,11 +23,14 @@ class Observer:
         self._step, self._newest = run.step, None
         folder, say = run.folder, run.say
         self._pace = Pace()
-        stacks = folder.path / f"stacks-{jax.process_index()}.txt"
-        self._hang = Hang(stacks, self._pace, lambda: self._step, say)
+        stacks, traces = f"stacks-{jax.process_index()}.txt", folder.profile
+        if processes.several():  # of one host they would write the same files
+            traces = traces / f"process-{jax.process_index()}"
+        self._hang = Hang(folder.path / stacks, f"{folder.place}/{stacks}", self._pace, lambda: self._step, say)
         self._recompiles = Recompiles(lambda: self._step, say, lambda seconds: self._ledger.move(seconds, "compile"))
         wished = run.signals.profile_wished
-        self._profiler = Profiler(folder.profile, run.config.profile.steps, done=run.step, wished=wished, say=say)
+        place = f"{folder.place}/{traces.relative_to(folder.path)}"
+        self._profiler = Profiler(traces, place, run.config.profile.steps, done=run.step, wished=wished, say=say)
         self._waited = 0.0
         self._closing = contextlib.ExitStack()
 

@@ -13,10 +13,10 @@ LOOKS = 30  # within that time
 
 
 class Hang:
-    """While entered, watches `pace`. `step` tells which step the loop is at."""
+    """While entered, watches `pace`. `step` tells which step the loop is at; people know the file as `place`."""
 
-    def __init__(self, path: Path, pace: Pace, step: Callable[[], int], say: Callable[[str], None]):
-        self._path, self._pace, self._step, self._say = path, pace, step, say
+    def __init__(self, path: Path, place: str, pace: Pace, step: Callable[[], int], say: Callable[[str], None]):
+        self._path, self._place, self._pace, self._step, self._say = path, place, pace, step, say
         self._over = threading.Event()
         self._told = False
         self._thread = threading.Thread(target=self._run, name="hang", daemon=True)
@@ -47,5 +47,5 @@ class Hang:
             except OSError as error:
                 self._say(f"{what}; the stacks could not be written: {error}")
             else:
-                self._say(f"{what}: what every thread is doing is written to {self._path}; the run goes on")
+                self._say(f"{what}: what every thread is doing is written to {self._place}; the run goes on")
         self._told = hangs

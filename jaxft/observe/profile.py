@@ -9,18 +9,22 @@ AFTER_SIGNAL = 3  # steps
 
 
 class Profiler:
-    """Writes `folder`/<first step>/. `wished` says, once, whether a signal has come; `done` is the last step made."""
+    """Writes `folder`/<first step>/, one trace at a time; people know the folder as `place`.
+
+    `wished` says, once, whether a signal has come; `done` is the last step made.
+    """
 
     def __init__(
         self,
         folder: Path,
+        place: str,
         steps: Sequence[int],
         *,
         done: int,
         wished: Callable[[], bool],
         say: Callable[[str], None],
     ):
-        self._folder, self._wished, self._say = folder, wished, say
+        self._folder, self._place, self._wished, self._say = folder, place, wished, say
         self._planned = (steps[0], steps[1]) if steps else None
         self._first = self._last = 0  # of the trace that is being made; 0: none is
         if self._planned and self._planned[0] <= done:
@@ -30,13 +34,15 @@ class Profiler:
             say(f"profile.steps={first},{last}: the run goes on after step {done:,}; {left}")
 
     def due(self, step: int) -> bool:
-        """Whether a trace has to begin before `step`."""
-        if self._planned and step == self._planned[0]:
-            self._first, self._last = self._planned
+        """Whether a trace has to begin before `step`. What comes while one is made waits for its end."""
+        if self._last:
+            return False
+        if self._planned and step >= self._planned[0]:
+            self._first, self._last = step, max(step, self._planned[1])
             self._planned = None
-        elif self._wished() and not self._last:
+        elif self._wished():
             self._first, self._last = step, step + AFTER_SIGNAL - 1
-        return self._first == step
+        return self._last > 0
 
     def over(self, step: int) -> bool:
         """Whether the trace has to end after `step`."""
@@ -58,11 +64,11 @@ class Profiler:
         if not self._last:
             return
         traced = f"steps {self._first:,} to {step:,}" if step > self._first else f"step {self._first:,}"
-        where = self._folder / str(self._first)
+        where = f"{self._place}/{self._first}"
         self._first = self._last = 0
         try:
             jax.profiler.stop_trace()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError) as error:  # ValueError: of a trace that cannot be read again
             self._say(f"no trace of {traced}: {error}")
             return
-        self._say(f"trace of {traced}: {where} (xprof --logdir={self._folder}, or *.json.gz in ui.perfetto.dev)")
+        self._say(f"trace of {traced}: {where} (xprof --logdir={self._place}, or *.json.gz in ui.perfetto.dev)")

@@ -42,8 +42,7 @@ def attend(run: Any, writer: Any, step: int, loss: float) -> Rollback | None:
         raise UserError(
             f"{spike}, after {len(run.detours)} rollbacks, which are all that spikes.max_rollbacks allows. "
             f"{run.name_batch(step)}. Checkpoints that stand: {', '.join(map(str, run.checkpoints.steps()))}. "
-            "Lower optim.lr or train.clip, mend the data, or set spikes.sigma higher",
-            code=1,
+            "Lower optim.lr or train.clip, mend the data, or set spikes.sigma higher (with --allow_change=spikes)"
         )
     run.say(f"{spike}. {run.name_batch(step)}")
     return Rollback(spike, to, examples)

@@ -40,7 +40,7 @@ def _knobs(config: Config, step: Step, limit: float) -> Iterator[Knob]:
         )
     if config.optim.get("moments") == "float32":
         for form, share in MOMENTS.items():
-            yield Knob(moments * (1 - share), f"optim.moments={form!r}", False)
+            yield Knob(moments * (1 - share), f"optim.moments={form!r}", True)
     if not config.train.offload:
         yield Knob(moments, "train.offload=True (the optimizer's state waits with the host)", True)
     for remat, share in {"none": (("dots", 0.5), ("full", 0.9)), "dots": (("full", 0.8),), "full": ()}[

@@ -102,12 +102,6 @@ class Module:
     def inside(self, fusion: Instruction) -> Computation:
         return self.computations[fusion.called["calls"][0]]
 
-    @functools.cached_property
-    def endless(self) -> int:
-        """Loops whose number of turns the program does not tell."""
-        loops = (one for name in self.runs for one in self.computations[name].values() if one.op == "while")
-        return sum(self.trips(one) == 1 for one in loops)
-
 
 def read(text: str) -> Module:
     """The program that `compiled.as_text()` gives."""

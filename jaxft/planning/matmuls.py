@@ -1,7 +1,8 @@
 """FLOPs of the matrix products of a step, counted in the program as jax traces it: what is computed again counts again.
 
 Over all devices together, before a compiler divides them. Loops over the layers count with all their turns, which XLA's
-own analysis does not do. Of a kernel's products (Pallas) those of its whole grid; of experts' products as many rows as
+own analysis does not do. Of a kernel's products (Pallas) those of its grid, without
+blocks that causality skips; of experts' products as many rows as
 they have on average.
 """
 
@@ -12,18 +13,19 @@ import jax
 from jax.extend import core
 
 
-def flops(step: Any, *arguments: Any, platform: str, experts: int = 1) -> tuple[float, bool]:
+def flops(step: Any, *arguments: Any, platform: str, experts: int = 1, causal: bool = False) -> tuple[float, bool]:
     """(FLOPs, whether all are known): a loop that goes on until something is so counts once.
 
     `experts`: into how many pieces the experts are cut, of which each device is given all rows, and has its share.
+    `causal`: kernels of attention (splash) skip blocks whose keys all come later.
     """
-    counter = _Counter(platform, experts)
+    counter = _Counter(platform, experts, causal)
     return counter.of(jax.make_jaxpr(step)(*arguments).jaxpr), counter.known
 
 
 class _Counter:
-    def __init__(self, platform: str, experts: int) -> None:
-        self.known, self._platform, self._experts = True, platform, experts
+    def __init__(self, platform: str, experts: int, causal: bool) -> None:
+        self.known, self._platform, self._experts, self._causal = True, platform, experts, causal
 
     def of(self, jaxpr: Any) -> float:
         return sum(self._equation(equation) for equation in jaxpr.eqns)
@@ -52,7 +54,10 @@ class _Counter:
         if name == "shard_map":  # its program is that of one device
             return given["mesh"].size * sum(map(self.of, inner))
         if name == "pallas_call":
-            return math.prod(given["grid_mapping"].grid) * max(map(self.of, inner))
+            grid = given["grid_mapping"].grid
+            blocks = grid[-1]
+            share = (blocks + 1) / (2 * blocks) if self._causal and "splash" in str(given.get("name", "")) else 1
+            return share * math.prod(grid) * max(map(self.of, inner))
         if name.startswith("custom_") and "call" in name:
             return self.of(inner[0])  # the function itself; its derivative is a rule
         return sum(map(self.of, inner))

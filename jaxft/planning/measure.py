@@ -38,7 +38,8 @@ class Step:
     flops: float
     flops_known: bool  # no loop whose turns are not known
     model_flops: float  # forward and backward, by the family's convention, nothing computed twice
-    total: float  # bytes a device at the worst instant
+    total: float  # bytes a device at the worst instant, by the compiler
+    unsharded: tuple[str, ...]  # parameters that a rule would share out but whose size does not divide
     too_many: float = 0
     activations: float = 0  # of the temporaries those that wait for the backward pass
     temporaries: float = 0  # all others: gradients, what is gathered, what a layer works with
@@ -64,8 +65,11 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
     given = _given(net)
     step = state.training_step(net, task, plan, config)
     platform, experts = mesh.devices.flat[0].platform, sharding.pieces("E", config.sharding.params, mesh)
-    flops, known = matmuls.flops(step, plan.abstract, batch, given, platform=platform, experts=experts)
-    tokens = config.train.batch * blank["segment"].shape[-1]
+    flops, known = matmuls.flops(
+        step, plan.abstract, batch, given, platform=platform, experts=experts, causal=net.family.KIND == "decoder"
+    )
+    # Model FLOPs of an encoder-decoder are of one token of each.
+    length = float(np.mean([blank[name].shape[-1] for name in ("segment", "target_segment") if name in blank]))
     parts = plan.abstract
     told = {
         "mesh": dict(mesh.shape),
@@ -74,30 +78,28 @@ def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> S
         "other_state": _bytes((parts.frozen, parts.ema, given)),
         "host": _bytes(parts.opt, "pinned_host"),
         "batch_bytes": _bytes(batch),
-        "tokens": tokens,
+        "tokens": round(config.train.batch * length),
         "flops": flops / mesh.size,
         "flops_known": known,
-        "model_flops": tokens * model_flops(net, task, attended=float(blank["segment"].shape[-1])),
+        "model_flops": config.train.batch * length * model_flops(net, task, attended=length),
+        "unsharded": net.unsharded,
     }
     started = time.perf_counter()
     with topology.silent() as said:
-        held = sum(told[name] for name in ("parameters", "optimizer", "other_state", "batch_bytes")) - told["host"]
-        compiled, short = _compiled(step.lower(plan.abstract, batch, given), held)
+        compiled, short = _compiled(step.lower(plan.abstract, batch, given))
     told["compile_seconds"] = time.perf_counter() - started
     if compiled is None:
         return Step(**told, total=short[0], too_many=short[1])
-    return Step(**told, **_read(compiled, devices), rematerialized=sum(REMATERIALIZED in line for line in said))
+    held = sum(told[name] for name in ("parameters", "optimizer", "other_state", "batch_bytes")) - told["host"]
+    return Step(**told, **_read(compiled, devices, held), rematerialized=sum(REMATERIALIZED in line for line in said))
 
 
-# "Used 30.2G of 15.75G hbm", "temporaries (30.12G) exceeds available HBM (15.75G)".
+# "Used 30.2G of 15.75G hbm", "HLO temporaries (30.12G) exceeds available HBM (15.75G)": both with what a step is given.
 _SIZES = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])", re.IGNORECASE)
 
 
-def _compiled(lowered: Any, arguments: float) -> tuple[Any, tuple[float, float]]:
-    """(the program, (0, 0)), or (None, (bytes needed, bytes too many)) where it has no room.
-
-    `arguments`: bytes that a device holds when the step begins, which some messages leave out.
-    """
+def _compiled(lowered: Any) -> tuple[Any, tuple[float, float]]:
+    """(the program, (0, 0)), or (None, (bytes needed, bytes too many)) where it has no room."""
     try:
         return lowered.compile(), (0.0, 0.0)
     except jax.errors.JaxRuntimeError as error:
@@ -105,21 +107,19 @@ def _compiled(lowered: Any, arguments: float) -> tuple[Any, tuple[float, float]]
         if "RESOURCE_EXHAUSTED" not in str(error) or not told:
             raise
         used, there = (float(told[i]) * 1024 ** " KMGT".index(told[i + 1].upper()) for i in (1, 3))
-        used += arguments if "temporaries" in str(error) else 0
         return None, (used, used - there)
 
 
-def _read(compiled: Any, devices: Sequence[Any]) -> dict[str, Any]:
+def _read(compiled: Any, devices: Sequence[Any], held: float) -> dict[str, Any]:
+    """The figures of a program. `held`: bytes that a device holds when the step begins."""
     text = compiled.as_text()
     module, sizes = hlo.read(text), compiled.memory_analysis()
-    kept = min(traffic.kept(module), sizes.temp_size_in_bytes)
+    total = max(sizes.peak_memory_in_bytes, held)
+    kept = min(traffic.kept(module), total - held)
     return {
         "activations": kept,
-        "temporaries": sizes.temp_size_in_bytes - kept,
-        "total": sizes.argument_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes,
+        "temporaries": total - held - kept,
+        "total": total,
         "memory_bytes": traffic.memory_bytes(module),
         "collectives": (found := tuple(traffic.collectives(module, len(devices), sharding.slices(devices)))),
         "largest_gather": max((one.bytes * one.size for one in found if one.kind == "all-gather"), default=0),

@@ -52,8 +52,10 @@ def times(step: Step, chip: Chip, slices: Sequence[int]) -> Times:
             network += one.times * _between(one, across, within) / (chip.network or 1)
         if within > 1:
             links += one.times * seconds(one, within, chip.link or 1)
+    # At least what the model takes, where loops of the program do not tell how often they turn.
+    flops = step.flops if step.flops_known else max(step.flops, step.model_flops / len(slices))
     return Times(
-        step.flops / chip.flops,
+        flops / chip.flops,
         step.memory_bytes / chip.bandwidth if chip.bandwidth else None,
         links if chip.link else None,
         network if chip.network else None,

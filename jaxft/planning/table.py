@@ -86,7 +86,9 @@ def _times(told: Told) -> list[str]:
 
 def _remarks(told: Told) -> Iterator[str]:
     if not told["flops_known"]:
-        yield "FLOPs: a loop turns as often as the data say and counts once, so there are more"
+        yield "FLOPs: a loop turns as often as the data say and counts once; for times those of the model, if more"
+    for text in told["unsharded"]:
+        yield f"not shared out, does not divide: {text}"
     if len(told["products"]) > 1:
         shares = ", ".join(f"{share:.1%} in {dtype}" for dtype, share in sorted(told["products"].items()))
         yield f"matrix products: {shares}"

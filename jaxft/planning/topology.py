@@ -59,7 +59,7 @@ def chips_of(shape: str) -> int:
 def _custom(kind: str, shape: str) -> bool:
     """Whether cubes of 4 x 4 x 4 make up the slice, which may then have any such shape, the shortest side first."""
     sides = [int(n) for n in shape.split("x")]
-    cubes = len(sides) == 3 and sides == sorted(sides) and all(side % 4 == 0 for side in sides)
+    cubes = len(sides) == 3 and sides == sorted(sides) and all(side and side % 4 == 0 for side in sides)
     return KINDS[kind].shapes[0] == _CUBES[0] and cubes and chips_of(shape) <= KINDS[kind].most
 
 

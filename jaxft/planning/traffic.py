@@ -48,7 +48,7 @@ class Collective:
 
 
 def collectives(module: Module, devices: int, slices: int = 1) -> list[Collective]:
-    """Those of a step. One that a compiler spreads over several fusions is one: its channel tells."""
+    """Those of a step. One that a compiler spreads over several fusions is one: channel, kind and shape tell."""
     found = []
     for name, times in module.runs.items():
         seen: dict[str, Collective] = {}
@@ -60,9 +60,10 @@ def collectives(module: Module, devices: int, slices: int = 1) -> list[Collectiv
             largest = max(arrays, key=lambda array: array.bytes)
             groups = _groups(one, devices, slices)
             told = Collective(kind, sum(array.bytes for array in arrays), groups, times, one.source, largest.dims)
-            channel = f"{one.op == 'send'} {one.attribute('channel_id') or number}"
-            if told.size > 1 and (channel not in seen or seen[channel].bytes < told.bytes):
-                seen[channel] = told
+            # What stands by itself is one each: within shard_map all have the same channel.
+            key = f"{one.attribute('channel_id')} {kind} {largest.dims}" if fusion else f"#{number}"
+            if told.size > 1 and (key not in seen or seen[key].bytes < told.bytes):
+                seen[key] = told
         found += seen.values()
     return found
 
@@ -147,9 +148,10 @@ def _moved(module: Module, one: Instruction, computation: Computation) -> float:
     if one.op in _FREE:
         return 0
     if one.op == "fusion":
-        return _moved_by_fusion(one, module.inside(one), [_result(computation, name) for name in one.operands])
+        return _moved_by_fusion(module, one, [_result(computation, name) for name in one.operands])
     if one.op in (*_PARTS, "slice-start"):
-        return _here(one.results[-1:] if one.op == "slice-start" else one.results)
+        piece = one.results[1 if one.op == "slice-start" else 0]  # of ((operand), piece, context)
+        return _here([piece]) + piece.bytes * any(a.space == HERE for a in _result(computation, one.operands[0]))
     if one.op == "dynamic-update-slice":
         return 2 * _here(_result(computation, one.operands[1]))
     if one.op.endswith("-start"):  # (source, target, context)
@@ -157,12 +159,12 @@ def _moved(module: Module, one: Instruction, computation: Computation) -> float:
     return _here(one.results) + sum(_here(_result(computation, name)) for name in one.operands)
 
 
-def _moved_by_fusion(one: Instruction, inside: Computation, operands: Sequence[Sequence[Array]]) -> float:
-    total = 0.0
+def _moved_by_fusion(module: Module, one: Instruction, operands: Sequence[Sequence[Array]]) -> float:
+    inside, total = module.inside(one), 0.0
     parameters = {int(inner.given): inner for inner in inside.values() if inner.op == "parameter"}
     for number, arrays in enumerate(operands):
         if number in parameters:
-            total += min(_here(arrays), _read_of(parameters[number].name, inside, _here(arrays)))
+            total += min(_here(arrays), _read_of(module, parameters[number].name, inside, _here(arrays)))
     root = next(inner for inner in inside.values() if inner.root)
     parts = [inside[name] for name in root.operands] if root.op == "tuple" else [root]
     if len(parts) != len(one.results):  # one that gives several by itself
@@ -175,7 +177,7 @@ def _moved_by_fusion(one: Instruction, inside: Computation, operands: Sequence[S
     return total
 
 
-def _read_of(name: str, inside: Computation, whole: float) -> float:
+def _read_of(module: Module, name: str, inside: Computation, whole: float) -> float:
     """How much of an operand a fusion reads: all, unless it only cuts pieces off, or writes into it."""
     total = 0.0
     for one in inside.values():
@@ -186,7 +188,12 @@ def _read_of(name: str, inside: Computation, whole: float) -> float:
         elif one.op == "dynamic-update-slice" and one.operands[0] == name:
             continue
         elif one.op in _ALIASES:
-            total += _read_of(one.name, inside, whole)
+            total += _read_of(module, one.name, inside, whole)
+        elif one.op == "fusion":
+            within = module.inside(one)
+            numbers = {str(number) for number, operand in enumerate(one.operands) if operand == name}
+            taken = [inner.name for inner in within.values() if inner.op == "parameter" and inner.given in numbers]
+            total += sum(_read_of(module, inner, within, whole) for inner in taken)
         else:
             return whole
     return total

@@ -66,7 +66,6 @@ condition=%condition, body=%body, metadata={op_name="jit(step)/jvp()/while"}
 def test_a_loop_of_a_tpu_program_turns_as_its_condition_says():
     module = hlo.read(TPU)
     assert module.entry == "main" and module.runs == {"main": 1, "body": 3}
-    assert module.endless == 0
 
 
 def test_a_gather_that_is_spread_over_fusions_is_one_and_its_groups_are_the_meshs():
@@ -149,6 +148,13 @@ def test_what_is_computed_again_counts_again_and_an_endless_loop_is_told():
     assert not known
 
 
+def test_a_piece_that_is_brought_to_vmem_is_read():
+    line = "%s = ((f32[64,8]{1,0}), f32[8,8]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:8], [0:8]}"
+    assert traffic.memory_bytes(program(line, "x: f32[64,8]")) == 8 * 8 * 4
+    line = "%s = ((f32[64,8]{1,0}), f32[8,8]{1,0}, s32[]{:S(2)}) slice-start(%x), slice={[0:8], [0:8]}"
+    assert traffic.memory_bytes(program(line, "x: f32[64,8]")) == 2 * 8 * 8 * 4, "and written, where it stays"
+
+
 def test_of_experts_the_rows_count_that_they_have_on_average_and_of_platforms_the_one_that_runs():
     from jaxft.layers.grouped import grouped
 
@@ -175,6 +181,16 @@ def program(line, arguments="x: bf16[64,8]"):
         f"ENTRY %main ({arguments}) -> bf16[8,8] {{\n  %{name} = {kind}{{1,0}} parameter(0)\n"
         f"  %after-all = token[] after-all()\n  ROOT {line}\n}}\n"
     )
+
+
+def test_collectives_of_one_channel_that_stand_by_themselves_are_several():
+    """As those of shard_map do, keys and values on their way round a ring."""
+    permute = "collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}"
+    line = f"%a = bf16[64,8]{{1,0}} {permute}\n  ROOT %b = bf16[64,8]{{1,0}} {permute}"
+    head = "HloModule m\n\nENTRY %main (x: bf16[64,8]) -> bf16[64,8] {\n  %x = bf16[64,8]{1,0} parameter(0)\n"
+    text = f"{head}  {line}\n}}\n"
+    found = traffic.collectives(hlo.read(text), 2)
+    assert [one.kind for one in found] == ["collective-permute"] * 2
 
 
 def test_what_is_reduced_and_cut_is_a_reduce_scatter():
