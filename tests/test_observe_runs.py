@@ -13,6 +13,7 @@ import pytest
 
 from jaxft import runfolder
 from jaxft.config import parse
+from jaxft.data.pipeline import WHOLE
 from jaxft.observe import hang
 from jaxft.processes import Watch
 from jaxft.registry import UserError
@@ -55,7 +56,7 @@ class Poisoned(Run):
 
 
 def _ids(run, number):
-    return next(run.inputs.train_batches(run.config, number, 0, 1))["ids"].tobytes()
+    return next(run.inputs.train_batches(run.config, number, WHOLE))["ids"].tobytes()
 
 
 def finished(run, stop=None):
