@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from jaxft.checkpoint import Checkpoints
 from jaxft.config import parse
 from jaxft.signals import Stopped, StopSignals
+from jaxft.throughput import Throughput
 from jaxft.train import train
 from tests import every_task, program
 
@@ -28,17 +28,18 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
         return said
 
     go("unbroken")
-    steps, entered, enter = iter(range(1, every_task.STEPS + 1)), [], StopSignals.__enter__
+    entered, enter, add = [], StopSignals.__enter__, Throughput.add
 
-    def stop(_):
-        if next(steps) == STOP:
+    def stop(measure, step, sums):
+        add(measure, step, sums)
+        if step == STOP:
             signal.raise_signal(signal.SIGTERM)
             while entered[-1].number is None:  # a thread notes it
                 time.sleep(0.01)
 
     with monkeypatch.context() as patch:
         patch.setattr(StopSignals, "__enter__", lambda self: entered.append(self) or enter(self))
-        patch.setattr(Checkpoints, "check", stop)  # looked at after each step
+        patch.setattr(Throughput, "add", stop)  # called after each step
         with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {STOP}, saved in"):
             go("stopped")
     assert len((tmp_path / "stopped" / "batches.log").read_text().splitlines()) == STOP

@@ -25,10 +25,10 @@ def ended(tmp_path_factory):
 
         class Watched(runs.Run):
             def _restore_or_init(self, seen=seen):
-                state, step = super()._restore_or_init()
+                state = super()._restore_or_init()
                 for leaf in jax.tree.leaves(state.opt):
                     seen[leaf.sharding.memory_kind] = seen.get(leaf.sharding.memory_kind, 0) + leaf.size
-                return state, step
+                return state
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("jaxft.train.Run", Watched)
