@@ -28,12 +28,17 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array
 
     The gradient is written out for its sums over rows: see sums.py.
     """
+    return _affine(x, kernel, bias)
+
+
+def _affine(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     y = x @ kernel
     return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
 def _forward(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Any]:
-    return affine(x, kernel, bias), (x, kernel, bias is None)
+    # Not `affine`: in there remat="dots" would not see the product, and compute it again.
+    return _affine(x, kernel, bias), (x, kernel, bias is None)
 
 
 def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

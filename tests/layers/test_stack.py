@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxft.layers.dense import Dense
+from jaxft.layers.dense import Dense, affine
 from jaxft.layers.parameter import Normal
 from jaxft.layers.stack import REMAT, Execution, pick, run_stack, stack
+from jaxft.planning import matmuls
 
 N, D = 3, 4
 
@@ -137,3 +138,17 @@ def test_a_scan_traces_one_turn_and_what_is_left_after_the_last_whole_one(kinds,
     out = jax.eval_shape(run, {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in shape.items()})
     assert out.shape == (1, 2, D)
     assert len(seen) == traced
+
+
+def test_dots_computes_no_product_of_a_kernel_again_and_full_does():
+    x_BLD, in_DF, out_FD = jnp.ones((2, 8, 16)), jnp.ones((16, 32)), jnp.ones((32, 16))
+
+    def layer(x_BLD, in_DF):
+        return jnp.tanh(affine(jnp.tanh(affine(x_BLD, in_DF, None)), out_FD, None))
+
+    def flops(policy):
+        one = layer if policy is None else jax.checkpoint(layer, policy=policy)
+        return matmuls.flops(lambda w: jax.grad(lambda w: one(x_BLD, w).sum())(w), in_DF, platform="cpu")[0]
+
+    found = {name: flops(policy) for name, policy in REMAT.items()}
+    assert found["none"] == found["dots"] < found["full"]
