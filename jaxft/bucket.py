@@ -42,12 +42,8 @@ def store(url: str) -> tuple[Any, str]:
 @contextlib.contextmanager
 def talking(url: str, code: int = 1) -> Iterator[None]:
     """Inside, what the clients of a bucket raise becomes a UserError of that exit code."""
-    try:
+    with remote.talking(url, FIELD, code):
         yield
-    except UserError:
-        raise
-    except Exception as error:  # of aiohttp, google.auth, gcsfs, the system
-        raise UserError(remote.explained(url, FIELD, error), code) from error
 
 
 def asking(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,10 +5,11 @@ under the URL and what the store says of the version (size, ETag, generation, ti
 however many processes fetch it at a time. Within one process a URL stays what it was when it was first asked for.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ VERSION += ("Last-Modified", "LastModified", "last_modified")
 GOOGLE = ("gs", "gcs")
 WEB = "fsspec[http]"
 INSTALL = {"gs": "jaxft[gcs]", "gcs": "jaxft[gcs]", "s3": "jaxft[s3]", "s3a": "jaxft[s3]", "http": WEB, "https": WEB}
+OURS = (TypeError, AttributeError, NameError, AssertionError)  # mistakes of a program, not of a store
 
 
 def is_remote(path: str) -> bool:
@@ -65,15 +67,22 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
     return fs, path.rstrip("/")
 
 
-def _guarded(url: str, field: str, action: Callable[[], Any]) -> Any:
+@contextlib.contextmanager
+def talking(url: str, field: str, code: int = 2) -> Iterator[None]:
+    """Inside, what file systems and the clients below them raise becomes a UserError; what is our mistake stays."""
     try:
-        return action()
-    except UserError:
+        yield
+    except (UserError, *OURS):
         raise
-    except Exception as error:  # every file system and every client below it has errors of its own
+    except Exception as error:  # aiohttp, google.auth, gcsfs, the system: each has errors of its own
         if disk.is_full(error):
             raise
-        raise UserError(explained(url, field, error)) from error
+        raise UserError(explained(url, field, error), code) from error
+
+
+def _guarded(url: str, field: str, action: Callable[[], Any]) -> Any:
+    with talking(url, field):
+        return action()
 
 
 def explained(url: str, field: str, error: Exception) -> str:

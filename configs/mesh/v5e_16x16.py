@@ -9,19 +9,11 @@ python -m jaxft.main --config=configs/mesh/v5e_16x16.py --config.data.train=trai
 
 from ml_collections import ConfigDict
 
-from configs import llama_clm
+from configs.mesh import check, decoder
 
 VARIANTS = ("",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg not in VARIANTS:
-        raise ValueError(f"variant {arg!r} is not known; there are none")
-    c = llama_clm.get_config("files")
-    c.input.length = 4096
-    c.model.update(hf="mistralai/Mixtral-8x7B-v0.1", dtype="bfloat16", scan=True, remat="full")
-    c.optim.update(lr=1e-5)
-    c.train.batch = 256
-    c.evaluate.batch = 256
-    c.mesh.update(data=1, fsdp=32, expert=8)
-    return c
+    check(arg)
+    return decoder("mistralai/Mixtral-8x7B-v0.1", lr=1e-5, batch=256, data=1, fsdp=32, expert=8)

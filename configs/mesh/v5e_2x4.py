@@ -9,13 +9,13 @@ python -m jaxft.main --config=configs/mesh/v5e_2x4.py
 from ml_collections import ConfigDict
 
 from configs import bert_cls
+from configs.mesh import check
 
 VARIANTS = ("",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg not in VARIANTS:
-        raise ValueError(f"variant {arg!r} is not known; there are none")
+    check(arg)
     c = bert_cls.get_config("sst2")
     c.mesh.data = 8
     c.train.batch = 256

@@ -8,19 +8,11 @@ python -m jaxft.main --config=configs/mesh/v5p_4x4x4.py --config.data.train=trai
 
 from ml_collections import ConfigDict
 
-from configs import llama_clm
+from configs.mesh import check, decoder
 
 VARIANTS = ("",)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg not in VARIANTS:
-        raise ValueError(f"variant {arg!r} is not known; there are none")
-    c = llama_clm.get_config("files")
-    c.input.length = 4096
-    c.model.update(hf="meta-llama/Llama-3.1-8B", dtype="bfloat16", scan=True, remat="full")
-    c.optim.update(lr=2e-5)
-    c.train.batch = 64
-    c.evaluate.batch = 64
-    c.mesh.update(data=1, fsdp=16, tensor=4)
-    return c
+    check(arg)
+    return decoder("meta-llama/Llama-3.1-8B", lr=2e-5, batch=64, data=1, fsdp=16, tensor=4)

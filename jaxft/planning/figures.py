@@ -15,11 +15,7 @@ def figures(config: Config, step: Step, machine: Machine) -> dict[str, Any]:
     Without seconds and mfu where the chip is not known, or the compiler found no room; with `advice` where it does not
     fit.
     """
-    plain = {
-        field.name: getattr(step, field.name)
-        for field in dataclasses.fields(step)
-        if field.name not in ("text", "collectives")
-    }
+    plain = {field.name: getattr(step, field.name) for field in dataclasses.fields(step) if field.name != "collectives"}
     told = {
         "machine": machine.name,
         "device_kind": machine.devices[0].device_kind,

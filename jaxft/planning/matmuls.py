@@ -1,9 +1,8 @@
 """FLOPs of the matrix products of a step, counted in the program as jax traces it: what is computed again counts again.
 
 Over all devices together, before a compiler divides them. Loops over the layers count with all their turns, which XLA's
-own analysis does not do. Of a kernel's products (Pallas) those of its grid, without
-blocks that causality skips; of experts' products as many rows as
-they have on average.
+own analysis does not do. Of a kernel's products (Pallas) those of its grid, without blocks that causality skips; of
+experts' products as many rows as they have on average.
 """
 
 import math

@@ -48,7 +48,6 @@ class Step:
     largest_gather: float = 0  # bytes of the largest array that an all-gather ends in
     products: dict[str, float] = dataclasses.field(default_factory=dict)  # dtype -> share of the matrix products
     rematerialized: int = 0
-    text: str = dataclasses.field(default="", repr=False)
 
 
 def measure(config: Config, devices: Sequence[Any], hf_folder: Path | None) -> Step:
@@ -112,8 +111,7 @@ def _compiled(lowered: Any) -> tuple[Any, tuple[float, float]]:
 
 def _read(compiled: Any, devices: Sequence[Any], held: float) -> dict[str, Any]:
     """The figures of a program. `held`: bytes that a device holds when the step begins."""
-    text = compiled.as_text()
-    module, sizes = hlo.read(text), compiled.memory_analysis()
+    module, sizes = hlo.read(compiled.as_text()), compiled.memory_analysis()
     total = max(sizes.peak_memory_in_bytes, held)
     kept = min(traffic.kept(module), total - held)
     return {
@@ -124,7 +122,6 @@ def _read(compiled: Any, devices: Sequence[Any], held: float) -> dict[str, Any]:
         "collectives": (found := tuple(traffic.collectives(module, len(devices), sharding.slices(devices)))),
         "largest_gather": max((one.bytes * one.size for one in found if one.kind == "all-gather"), default=0),
         "products": products.by_dtype(module),
-        "text": text,
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxft.planning.hlo import Array, Computation, Instruction, Module
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute")
-HERE, HOST = 0, 5  # memory spaces
+HERE = 0  # the memory space of the device itself
 # What takes no time of its own: names for what is there, control, and the ends of what was begun.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"),
