@@ -41,11 +41,13 @@ def get_config(arg: str = "") -> ConfigDict:
         override=dict(),
         dtype="auto",  # bfloat16 on TPU and GPU, float32 on CPU
         param_dtype="float32",
+        frozen_dtype="",
         scan=False,
         remat="none",
         attention="auto",  # or "dense", "chunked" (memory linear in the length), "cudnn" (GPU), "splash" (TPU)
         reset_head=False,
     )
+    c.peft = dict(name="full")  # or "lora", ...: what is added to weights that stay (docs/peft.md)
     c.optim = dict(name="adamw", lr=2e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.01, moments="float32", no_decay=())
     c.schedule = dict(name="linear", warmup="6%", floor=0.0)
     c.train = dict(

@@ -1,11 +1,10 @@
 """From config to network: structure, shapes, shardings, and parameters that are never whole on one device."""
 
-import contextlib
 import dataclasses
+import functools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ from jaxft import sharding
 from jaxft.config import Model as ModelSection
 from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
-from jaxft.hf.layout import rows
-from jaxft.layers.cache import Cache
+from jaxft.layers import quantized
 from jaxft.layers.kernels import choice
-from jaxft.layers.parameter import Init
-from jaxft.layers.stack import Execution, apart
-from jaxft.layers.trunk import Losses
-from jaxft.layers.vocab import VocabLogits
+from jaxft.layers.stack import Execution
 from jaxft.models import ABSENT, MODELS
+from jaxft.network import Network
+from jaxft.peft.methods import Full, Method, is_added
 from jaxft.registry import UserError, check_options, lookup
 
 # Tables over the vocabulary get rows up to a multiple of this, so that every usual tensor axis divides them and
@@ -34,122 +31,26 @@ from jaxft.registry import UserError, check_options, lookup
 VOCAB_MULTIPLE = 128
 
 
-@dataclass(frozen=True)
-class Network:
-    """What is known of a model before it has numbers."""
-
-    family: Any  # the module of models/ that declares it
-    cfg: Any  # its Config
-    head: str
-    structure: Any  # nnx graph definition
-    abstract: dict[str, jax.ShapeDtypeStruct]  # parameter path "blocks/attn/q/kernel" -> shape, dtype, sharding
-    axes: dict[str, tuple[str, ...]]  # the letters of each
-    stored: dict[str, tuple[int, ...]]  # shapes on the hub, without the rows that fill up the vocabulary
-    inits: dict[str, Init]
-    mesh: Mesh
-    activations: sharding.Rules
-    how: Execution
-    unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
-    companions: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # companions.py; most networks have none
-
-    def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """The head's logits in float32, such as logits_BSC; for use inside jit."""
-        with self.tracing():
-            logits, _ = self.forward_with_losses(params, batch, key)
-            return logits.array() if isinstance(logits, VocabLogits) else logits
-
-    def forward_with_losses(
-        self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> tuple[Any, Losses]:
-        """The same, those over a vocabulary as VocabLogits, and what the network adds to the loss of its task.
-
-        The latter is name -> (sum, weight).
-        """
-        with self.tracing():
-            logits, losses = nnx.merge(self.structure, self.own(params))(batch, key)
-        if isinstance(logits, VocabLogits):
-            logits = dataclasses.replace(logits, vocab=self.cfg.vocab)
-        return logits, losses
-
-    def start(self, params: Any, batch: Mapping[str, jax.Array], room: int) -> tuple[jax.Array, Cache]:
-        """Of rows that end together (layers.trunk, layers.encdec): logits_BV of what follows, and what is kept of them.
-
-        `room` is for how many tokens more.
-        """
-        with self.tracing():
-            logits, cache = nnx.merge(self.structure, params).start(batch, room)
-            return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
-
-    def next(self, params: Any, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[jax.Array, Cache]:
-        """The same after one more token of every row: ids, segment and position [B, 1]."""
-        with self.tracing():
-            logits, cache = nnx.merge(self.structure, params).next(batch, cache)
-            return dataclasses.replace(logits, vocab=self.cfg.vocab).array()[:, 0], cache
-
-    def apart(self, params: dict[str, Any], *, keep: bool = False) -> dict[str, Any]:
-        """`params` as `start` and `next` read them without a copy; those given are no more, unless `keep`."""
-        if "decoder" in params:
-            blocks = apart(params["decoder"]["blocks"], keep=keep)
-            return params | {"decoder": params["decoder"] | {"blocks": blocks}}
-        return params | {"blocks": apart(params["blocks"], keep=keep)}
-
-    def own(self, params: Any) -> Any:
-        """`params` of a run without the branches of companions."""
-        return {name: branch for name, branch in params.items() if name not in self.companions}
-
-    @property
-    def tree(self) -> Any:
-        """Shapes, dtypes and shardings of all parameters of a run, nested: its own and those of who trains along."""
-        along = {name: beside for name, beside in self.companions.items() if beside.wish.trained}
-        branches = {name: beside.apart(unflatten_dict(beside.net.abstract, sep="/")) for name, beside in along.items()}
-        return unflatten_dict(self.abstract, sep="/") | branches
-
-    @contextlib.contextmanager
-    def tracing(self) -> Iterator[None]:
-        """What must hold while the network is traced, and a loss of logits over a vocabulary."""
-        # GPUs and TPUs multiply float32 in fewer bits unless told otherwise; who asks for float32 gets it.
-        precision = jax.default_matmul_precision("float32" if self.how.dtype == jnp.float32 else None)
-        with precision, sharding.activations(self.mesh, self.activations), choice.wished(self.how.attention):
-            yield
-
-    @property
-    def table(self) -> dict[str, tuple[str, str]]:
-        """Parameter path -> (hub name, layout), trunk and head; without rows of what this Config does not have."""
-        table = {**self.family.HF, **self.family.HF_HEADS[self.head]}
-        return {path: row for path, row in table.items() if path in self.abstract}
-
-    @property
-    def prefixes(self) -> list[str]:
-        """What names of the trunk's tensors may begin with: some heads call it otherwise, and a bare one has none."""
-        first, trunk = self.family.HF_PREFIX, self.family.HF
-        bare = {path: name.removeprefix(first) for path, (name, _) in trunk.items()}
-        moved = [(path, name) for rows in self.family.HF_HEADS.values() for path, (name, _) in rows.items()]
-        return list(dict.fromkeys([first, *(name.removesuffix(bare[path]) for path, name in moved if path in trunk)]))
-
-    @property
-    def tied(self) -> dict[str, str]:
-        """Hub names of copies that a checkpoint may hold -> the tensor that each is a copy of."""
-        names = {name for row in rows(self.table).values() for name in (row.name, *row.also)}
-        return {copy: of for copy, of in self.family.HF_TIED.get(self.head, {}).items() if copy not in names}
-
-    @property
-    def lent(self) -> dict[str, str]:
-        """Hub names of tensors that a checkpoint may lack -> the one that each then begins as."""
-        return getattr(self.family, "HF_LENT", {}).get(self.head, {})
-
-    def sizes(self) -> dict[str, int]:
-        """Parameters by top-level group."""
-        groups: dict[str, int] = {}
-        for path, shape in self.stored.items():
-            group = path.split("/")[0]
-            groups[group] = groups.get(group, 0) + math.prod(shape)
-        return groups
-
-
 def network(
-    family: Any, cfg: Any, *, head: str, outputs: int, model: ModelSection, rules: ShardingSection, mesh: Mesh
+    family: Any,
+    cfg: Any,
+    *,
+    head: str,
+    outputs: int,
+    model: ModelSection,
+    rules: ShardingSection,
+    mesh: Mesh,
+    peft: Method | None = None,
 ) -> Network:
-    """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`. Allocates nothing."""
+    """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`, and what `peft` (None: nothing) adds.
+
+    Allocates nothing.
+    """
+    peft = peft or Full()
+    if model.frozen_dtype and not peft.frozen:
+        raise UserError(
+            f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps as it is, and everything trains; set it to ''"
+        )
     machine = choice.Machine.of(mesh.devices.flat[0])
     dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
     cut = sharding.pieces("L", rules.activations, mesh)
@@ -157,18 +58,24 @@ def network(
         raise UserError(f'model.attention="{model.attention}" {reason}; use "auto"')
     how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat, attention=model.attention)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
-    structure, state = nnx.split(family.Model(filled, head, outputs, how))
+    declared_model = family.Model(filled, head, outputs, how)
+    peft.attach(declared_model)
+    structure, state = nnx.split(declared_model)
     declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     abstract, letters, stored, inits, unsharded = {}, {}, {}, {}, []
     for path, variable in declared.items():
         shape, axes = variable.get_value().shape, variable.get_metadata("axes")
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
-        abstract[path] = jax.ShapeDtypeStruct(shape, jnp.dtype(model.param_dtype), sharding=where)
+        matrix = sum(letter not in sharding.STACKED for letter in axes) > 1
+        kept = model.frozen_dtype if matrix and not peft.trains(path, head) else ""
+        dtype = jnp.dtype("bfloat16" if kept in quantized.KINDS else kept or model.param_dtype)
+        abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         letters[path] = axes
         stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
         inits[path] = variable.get_metadata("init")
-        if sum(letter not in sharding.STACKED for letter in axes) > 1:
+        if matrix:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
+    peft.check([path for path in abstract if not is_added(path)])
     _check_experts(abstract, letters, rules, mesh)
     return Network(
         family=family,
@@ -183,7 +90,21 @@ def network(
         activations=rules.activations,
         how=how,
         unsharded=tuple(unsharded),
+        peft=peft,
+        quantized=_quantized(abstract, letters, model.frozen_dtype, lambda path: peft.trains(path, head)),
     )
+
+
+def _quantized(abstract: Any, letters: Any, kind: str, trains: Callable[[str], bool]) -> dict[str, str]:
+    """Path -> kind of the kernels that are kept in few bits: those of stacked blocks that do not train.
+
+    Not of routers, which decide by small differences.
+    """
+    if kind not in quantized.KINDS:
+        return {}
+    kernels = [path for path in abstract if letters[path][0] in sharding.STACKED and path.endswith("/kernel")]
+    kernels = [path for path in kernels if "router" not in path.split("/") and not trains(path)]
+    return {path: kind for path in kernels if quantized.fits(abstract[path].shape)}
 
 
 def _check_experts(
@@ -269,26 +190,59 @@ def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[
 
 
 def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -> tuple[Any, list[str]]:
-    """(nested parameters, what there is to say): hub weights from `folder` where given, random ones for the rest."""
+    """(nested parameters as `net.tree` has them, what there is to say).
+
+    Those of the network from `folder` where it is given, random ones for the rest.
+    """
+    base = {path: leaf for path, leaf in net.abstract.items() if not is_added(path)}
+    kept = functools.partial(_as_kept, net)
     if folder is None:
-        return unflatten_dict(initialise(net, seed), sep="/"), []
-    head = {path for path in net.abstract if path.startswith("head/")}
-    loaded, report = hf_load.load(
-        folder,
-        net.table,
-        unflatten_dict(net.abstract, sep="/"),
-        prefixes=net.prefixes,
-        ignore=net.family.HF_IGNORE,
-        other=net.family.HF_OTHER,
-        legacy=net.family.HF_LEGACY,
-        optional=head,
-        reset=head if reset_head else set(),
-        tied=net.tied,
-        lent=net.lent,
-        shapes=net.stored,
-    )
-    flat = flatten_dict(loaded, sep="/")
-    new = [path for path in net.abstract if path not in flat]
-    said = [f"new, not in the checkpoint: {', '.join(new)}"] if new else []
-    said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []
-    return unflatten_dict(flat | initialise(net, seed, new), sep="/"), said
+        flat, new, said = {}, list(base), []
+    else:
+        head = {path for path in base if path.startswith("head/")}
+        loaded, report = hf_load.load(
+            folder,
+            net.table,
+            unflatten_dict(base, sep="/"),
+            prefixes=net.prefixes,
+            ignore=net.family.HF_IGNORE,
+            other=net.family.HF_OTHER,
+            legacy=net.family.HF_LEGACY,
+            optional=head,
+            reset=head if reset_head else set(),
+            tied=net.tied,
+            lent=net.lent,
+            shapes={path: net.stored[path] for path in base},
+            kept=kept,
+        )
+        flat = hf_load.flatten(loaded)
+        new = [path for path in base if path not in flat]
+        said = [f"new, not in the checkpoint: {', '.join(new)}"] if new else []
+        said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []
+    flat |= {path: kept(path, array) for path, array in initialise(net, seed, new + net.added).items()}
+    return unflatten_dict(_started(net, flat), sep="/"), said
+
+
+def _as_kept(net: Network, path: str, array: jax.Array) -> Any:
+    """A parameter as `net.tree` has it."""
+    if path not in net.quantized:
+        return array
+    tree = flatten_dict(net.tree, sep="/")
+    where = {name: tree[f"{path}/{name}"].sharding for name in ("codes", "scales")}
+    kind = net.quantized[path]
+
+    def encode(stacked: jax.Array) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda kernel: quantized.quantize(kernel, kind), stacked)  # one layer's float32 at a time
+
+    encoded = jax.block_until_ready(jax.jit(encode, out_shardings=where)(array))
+    array.delete()  # at once: the next one must find room
+    return encoded
+
+
+def _started(net: Network, flat: dict[str, Any]) -> dict[str, Any]:
+    """`flat` with the numbers of the method's that follow from the network's."""
+    if not net.added:
+        return flat
+    start = jax.jit(lambda flat: net.peft.started(quantized.seen(flat)))
+    made = start(flat)
+    return flat | {path: jax.device_put(array, net.abstract[path].sharding) for path, array in made.items()}

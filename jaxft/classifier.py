@@ -32,6 +32,7 @@ class Classifier:
             override={},
             dtype=dtype,
             param_dtype="float32",
+            frozen_dtype="",
             scan=False,
             remat="none",
             attention="auto",

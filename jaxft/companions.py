@@ -16,7 +16,6 @@ forward(net, params, given, batch, key)     (what its `loss` takes for logits, l
 """
 
 import dataclasses
-import hashlib
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from jaxft import build
-from jaxft.build import Network
+from jaxft.network import Network
 from jaxft.config import Config
 from jaxft.hf import files, hub, tokenizer, vocabulary
 from jaxft.hf import load as hf_load
@@ -112,8 +111,9 @@ def attach(net: Network, task: Any, folders: Folders, config: Config) -> Network
 
 def _with(net: Network, name: str, wish: Companion, family: Any, cfg: Any, folder: Any, config: Config) -> Network:
     """`net` with one more. Raises UserError where the two cannot share what they are to."""
+    model = dataclasses.replace(config.model, frozen_dtype="")
     own = build.network(
-        family, cfg, head=wish.head, outputs=wish.outputs, model=config.model, rules=config.sharding, mesh=net.mesh
+        family, cfg, head=wish.head, outputs=wish.outputs, model=model, rules=config.sharding, mesh=net.mesh
     )
     shared = tuple(path for path in own.abstract if wish.shares and path.startswith(wish.shares))
     if missing := [path for path in shared if net.stored.get(path) != own.stored[path]]:
@@ -222,9 +222,5 @@ def identity(net: Network) -> dict[str, str]:
     for beside in net.companions.values():
         if beside.wish.trained or beside.folder is None:
             continue
-        state = hashlib.sha256()
-        for file in sorted({stored.file for stored in files.index(beside.folder).values()}):
-            with file.open("rb") as stream:
-                state.update(hashlib.file_digest(stream, "sha256").digest())
-        found[beside.wish.field] = state.hexdigest()
+        found[beside.wish.field] = files.weights_digest(beside.folder)
     return found

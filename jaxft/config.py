@@ -1,6 +1,6 @@
 """The config: loaded, checked before anything slow starts, resolved, dumped.
 
-Two kinds of section. A *call* (`data`, `task`, `optim`, `schedule`) has a name and the keywords of the function that a
+Two kinds of section. A *call* (`data`, `task`, `peft`, `optim`, `schedule`) has a name and the keywords of the function that a
 registry finds under it: the function's signature is the schema. Every other section is one of the dataclasses below.
 There are no defaults here: a config file shows every field.
 """
@@ -42,6 +42,7 @@ class Model:
     override: dict  # fields of the checkpoint's Config to replace, such as dict(dropout=0.2)
     dtype: str  # of matmuls and activations; "auto": bfloat16 on TPU and GPU, float32 on CPU
     param_dtype: str  # of parameters and optimizer state
+    frozen_dtype: str  # of matrices that a method in peft keeps as they are, "int8" and "nf4" too; "": as param_dtype
     scan: bool  # run equal blocks by lax.scan: compiles faster, runs slower
     remat: str  # "none", "dots" or "full": what the backward pass recomputes
     attention: str  # "auto", or who computes it: "dense", "chunked", "cudnn" or "splash" (layers/kernels/choice.py)
@@ -50,6 +51,7 @@ class Model:
     def __post_init__(self) -> None:
         _one_of("model.dtype", self.dtype, ("auto", "float32", "bfloat16"))
         _one_of("model.param_dtype", self.param_dtype, ("float32", "bfloat16"))
+        _one_of("model.frozen_dtype", self.frozen_dtype, ("", "float32", "bfloat16", "int8", "nf4"))
         _one_of("model.remat", self.remat, ("none", "dots", "full"))
         _one_of("model.attention", self.attention, ("auto", "dense", "chunked", "cudnn", "splash"))
 
@@ -154,6 +156,7 @@ class Config:
     tokenizer: Tokenizer | None  # None: the task reads no text, or a corpus that brings its own
     task: dict
     model: Model
+    peft: dict
     optim: dict
     schedule: dict
     train: Train
@@ -171,7 +174,7 @@ def section_type(field: Any) -> Any:
     return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
 
 
-CALLS = ("data", "task", "optim", "schedule")
+CALLS = ("data", "task", "peft", "optim", "schedule")
 
 
 def parse(raw: Mapping[str, Any]) -> Config:

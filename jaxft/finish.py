@@ -64,7 +64,7 @@ def _chosen(run: Any) -> tuple[Any, int]:
     if run.config.checkpoint.export != "best" or best in (0, run.step):
         return run.state, run.step
     try:
-        restored = run.checkpoints.restore(best, run.plan.abstract)
+        restored = run.read(best)
     except UserError as damage:
         run.say(f"{damage}; this was the best one, the last step, {run.step:,}, is taken instead")
         return run.state, run.step

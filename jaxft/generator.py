@@ -125,6 +125,7 @@ def _section(name: str, source: str, dtype: str) -> Model:
         override={},
         dtype=dtype,
         param_dtype=dtype,
+        frozen_dtype="",
         scan=False,
         remat="none",
         attention="auto",

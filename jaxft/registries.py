@@ -5,6 +5,7 @@ from jaxft.data import DATASETS
 from jaxft.metrics import METRICS
 from jaxft.models import MODELS
 from jaxft.optim import OPTIMIZERS, SCHEDULES
+from jaxft.peft import PEFT
 from jaxft.registry import check_name
 from jaxft.tasks import TASKS
 
@@ -13,15 +14,17 @@ ALL = {
     "metrics": METRICS,
     "models": MODELS,
     "optim": OPTIMIZERS,
+    "peft": PEFT,
     "schedule": SCHEDULES,
     "task": TASKS,
 }
 
 
 def check_names(config: Config) -> None:
-    """Raises UserError for a model, task, data set, optimizer or schedule that nobody registered."""
+    """Raises UserError for a model, task, data set, method of peft, optimizer or schedule that nobody registered."""
     check_name(MODELS, config.model.name, "model.name")
     check_name(TASKS, config.task["name"], "task.name")
     check_name(DATASETS, config.data["name"], "data.name")
+    check_name(PEFT, config.peft["name"], "peft.name")
     check_name(OPTIMIZERS, config.optim["name"], "optim.name")
     check_name(SCHEDULES, config.schedule["name"], "schedule.name")

@@ -17,6 +17,8 @@ from jaxft import build, companions, inputs, sharding, state
 from jaxft.config import Config, steps
 from jaxft.data import DATASETS
 from jaxft.hf import load as hf_load
+from jaxft.network import Network
+from jaxft.peft import PEFT
 from jaxft.registry import UserError, bind, call
 from jaxft.tasks import TASKS
 
@@ -29,7 +31,7 @@ class Rehearsal:
 
     task: Any
     reader: Any
-    net: build.Network
+    net: Network
     plan: state.Plan
     folders: companions.Folders  # of the networks beside the run's own
 
@@ -52,6 +54,7 @@ def rehearse(
     count = functools.partial(steps, config.schedule["warmup"], "schedule.warmup")
     # A warm-up in epochs is as short as it can be without being none, which some schedules refuse.
     warmup = count(per_epoch=0.0, total=total) or min(total - 1, 1, count(per_epoch=1e9, total=10**9))
+    net = for_run(net, total)
     plan = state.plan(net, config, state.schedule(config, total=total, warmup=warmup))
     return Rehearsal(task, reader, net, plan, folders)
 
@@ -63,10 +66,16 @@ def standing(task: Any) -> Any:
     return task
 
 
-def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outputs: int, **given: Any) -> build.Network:
+def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outputs: int, **given: Any) -> Network:
     """The network of the config; `given` are fields that the data tell."""
     family, cfg = build.family_config(config.model, read_config(hf_folder), **given)
-    return build.network(family, cfg, head=head, outputs=outputs, model=config.model, rules=config.sharding, mesh=mesh)
+    sections = dict(model=config.model, rules=config.sharding, mesh=mesh)
+    return build.network(family, cfg, head=head, outputs=outputs, peft=call(PEFT, config.peft, "peft"), **sections)
+
+
+def for_run(net: Network, total: int) -> Network:
+    """`net` in a run of `total` steps."""
+    return dataclasses.replace(net, peft=net.peft.for_run(total))
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:

@@ -14,7 +14,7 @@ from jaxft import build, companions, inputs, memory, processes, rehearsal, runfo
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
 from jaxft.data.pipeline import WHOLE, Share
-from jaxft.hf import hub
+from jaxft.hf import files, hub
 from jaxft.metrics import better
 from jaxft.observe.goodput import NOTHING, Ledger
 from jaxft.observe.spikes import Detours, Spikes
@@ -68,7 +68,8 @@ class Run:
         self.batch_sharding = sharding.batch_sharding(self.mesh, config.sharding.activations)
         blocks = sharding.batch_blocks(self.mesh, config.sharding.activations)
         self.share = Share(blocks, sharding.batch_shards(self.mesh, config.sharding.activations))
-        hf_folder = hub.resolve(config.model.hf, weights=not folder.started()) if config.model.hf else None
+        weights = config.peft["name"] != "full" or not folder.started()  # checkpoints hold what trains, or all
+        hf_folder = hub.resolve(config.model.hf, weights=weights) if config.model.hf else None
         rehearsed = rehearsal.rehearse(config, self.mesh, hf_folder, started=folder.started())
         self.reader, folders = rehearsed.reader, rehearsed.folders
         if hf_folder is None:
@@ -79,7 +80,7 @@ class Run:
         task = self.task = self.inputs.task
         self.cadence = self._cadence()
         net = rehearsal.network(config, self.mesh, hf_folder, task.head, task.outputs, **self.inputs.fields)
-        self.net = companions.attach(net, task, folders, config)
+        self.net = rehearsal.for_run(companions.attach(net, task, folders, config), self.cadence.total)
         self.inputs.check(self.net.cfg)
         companions.check_inputs(self.net, self.inputs, config.input.length)
         self.author = self.inputs.author(self.net, config)
@@ -88,19 +89,21 @@ class Run:
         self.schedule = state.schedule(config, total=self.cadence.total, warmup=self.cadence.warmup)
         self.plan = state.plan(self.net, config, self.schedule)
         groups = ", ".join(f"{group} {size:,}" for group, size in self.net.sizes().items())
-        frozen = sum(leaf.size for leaf in jax.tree.leaves(self.plan.abstract.frozen))
-        say(f"parameters: {sum(self.net.sizes().values()):,} ({groups}); frozen {frozen:,}")
+        whole, frozen = sum(self.net.sizes().values()), state.frozen_size(self.net, self.plan)
+        share = f", {1 - frozen / whole:.2%} train" if self.net.peft.frozen else ""
+        say(f"parameters: {whole:,} ({groups}); frozen {frozen:,}{share}")
         for text in companions.described(self.net, task):
             say(text)
         self.checkpoints = Checkpoints(
             folder.checkpoints, keep=config.checkpoint.keep, say=say, before_commit=folder.send
         )
-        self.checkpoints.preflight(nbytes(self.plan.abstract))
+        self.checkpoints.preflight(nbytes(state.saved(self.net, self.plan.abstract)))
         self.inputs = self.inputs.before_training(self)
         self.tracker = Tracker()
         self.spikes = Spikes(config.spikes.sigma, config.spikes.window)
         self.detours = Detours(folder.rollbacks)
         self.step = 0
+        self.state: Any = None
         self.state = self._restore_or_init()
         self.given = companions.given(self.net, config.seed)
         self.train_step, self.eval_step = self._compile()
@@ -132,13 +135,10 @@ class Run:
     def _restore_or_init(self) -> TrainState:
         step = self.checkpoints.newest(fallback=True)
         if step is None:
-            params, said = build.parameters(
-                self.net, self.inputs.hf_folder, self.config.seed, self.config.model.reset_head
-            )
-            for text in said:
-                self.say(text)
             self.ledger.go_back(NOTHING)
-            return self.plan.make(companions.start(self.net, params, self.config.seed, self.say))
+            return self.plan.make(
+                companions.start(self.net, self._first_parameters(self.say), self.config.seed, self.say)
+            )
         meta = self.checkpoints.meta(step)
         identity = self.identity
         changed = [key for key, value in meta["identity"].items() if identity.get(key, "absent") != value]
@@ -159,7 +159,22 @@ class Run:
         self.step, self.tracker = step, Tracker(**meta["tracker"])
         self.spikes.go_back(meta["spikes"])
         self.ledger.go_back(meta["spent"])
-        return self.checkpoints.restore(step, self.plan.abstract)
+        return self.read(step)
+
+    def read(self, step: int) -> TrainState:
+        """The state that a checkpoint was made of. What it does not hold is that of the network that training began with."""
+        held = self.checkpoints.restore(step, state.saved(self.net, self.plan.abstract))
+        if not self.net.peft.frozen:
+            return held
+        at_hand = self.state is not None
+        params = state.all_parameters(self.state) if at_hand else self._first_parameters(lambda text: None)
+        return state.whole(held, params)
+
+    def _first_parameters(self, say: Say) -> Any:
+        params, said = build.parameters(self.net, self.inputs.hf_folder, self.config.seed, self.config.model.reset_head)
+        for text in said:
+            say(text)
+        return params
 
     def _compile(self) -> tuple[Any, Any]:
         """Both steps, compiled ahead of time for the one shape they will ever see."""
@@ -183,7 +198,9 @@ class Run:
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What must be the same for a resumed run to compute the same."""
-        return self.inputs.identity() | companions.identity(self.net)
+        frozen = self.inputs.hf_folder if self.net.peft.frozen else None
+        base = {"model.hf": files.weights_digest(frozen)} if frozen else {}
+        return self.inputs.identity() | companions.identity(self.net) | base
 
     def batches(self) -> Iterator[tuple[int, Any]]:
         """(step, this process's share of its batch) from the next step on, without end."""

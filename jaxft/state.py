@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft import sharding
-from jaxft.build import Network
+from jaxft.network import Network
 from jaxft.config import Config
 from jaxft.layers.loss import combined
 from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
 from jaxft.optim.moments import SMALLEST
+from jaxft.peft.methods import is_added
 from jaxft.registry import bind, call
 from jaxft.step import TrainState, make_train_step, new_state
 
@@ -50,16 +51,18 @@ def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
     Who only reads states gives None as `schedule`: it decides how steps are taken, not what a state holds.
     """
     tree = net.tree
-    mask = masks.trainable(tree, config.train.freeze)
+    mask = _mask(net, tree, config.train.freeze)
     trained, _ = masks.split(tree, mask)
+    rates = jax.tree.unflatten(jax.tree.structure(trained), [net.peft.rate(path) for path in masks.paths(trained)])
     tx = call(
         OPTIMIZERS,
         config.optim,
         "optim",
         schedule=schedule,
         decay_mask=masks.decay_mask(trained),
-        multiplier=masks.layerwise(trained, config.train.layer_decay),
+        multiplier=jax.tree.map(lambda a, b: a * b, masks.layerwise(trained, config.train.layer_decay), rates),
     )
+    tx = net.peft.optimizer(tx)
 
     def new(params: Any) -> TrainState:
         return new_state(*masks.split(params, mask), tx, ema=config.train.ema > 0)
@@ -70,6 +73,29 @@ def plan(net: Network, config: Config, schedule: Schedule | None) -> Plan:
         where = dataclasses.replace(where, opt=jax.tree.map(_on_host, where.opt, shapes.opt))
     abstract = jax.tree.map(lambda s, w: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w), shapes, where)
     return Plan(tx, abstract, new)
+
+
+def _mask(net: Network, tree: Any, freeze: Any) -> Any:
+    """True where a parameter trains: where neither the method of fine-tuning nor train.freeze keeps it."""
+    trains = [net.trains(path) for path in masks.paths(tree)]
+    return jax.tree.map(
+        lambda a, b: a and b, masks.trainable(tree, freeze), jax.tree.unflatten(jax.tree.structure(tree), trains)
+    )
+
+
+def saved(net: Network, state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state: of a network that a method adds to, not what it adds to and never changes."""
+    if not net.peft.frozen:
+        return state
+    kept = {path: leaf for path, leaf in flatten_dict(state.frozen, sep="/").items() if is_added(path)}
+    return dataclasses.replace(state, frozen=unflatten_dict(kept, sep="/"))
+
+
+def whole(held: TrainState, params: Any) -> TrainState:
+    """The inverse: the state with what it lacks from `params`, all parameters."""
+    known = {path for tree in (held.params, held.frozen) for path in flatten_dict(tree, sep="/")}
+    rest = {path: leaf for path, leaf in flatten_dict(params, sep="/").items() if path not in known}
+    return dataclasses.replace(held, frozen=masks.join(held.frozen, unflatten_dict(rest, sep="/")))
 
 
 def training_step(net: Network, task: Any, plan: Plan, config: Config) -> Any:
@@ -125,6 +151,17 @@ def with_losses(sums: Any, losses: Any) -> Any:
     for own, count in losses.values():
         total += weight * own / jnp.maximum(count, 1)
     return sums | losses | {"loss": (total, weight)}
+
+
+def frozen_size(net: Network, plan: Plan) -> int:
+    """How many of the parameters of `net` do not train."""
+    frozen = [path.removesuffix("/codes") for path in flatten_dict(plan.abstract.frozen, sep="/")]
+    return sum(math.prod(net.stored[path]) for path in frozen if path in net.stored)
+
+
+def all_parameters(state: TrainState) -> Any:
+    """Those that train, without an average, and those that do not."""
+    return masks.join(state.params, state.frozen)
 
 
 def weights(state: TrainState) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxft import companions, finish, processes, runfolder, scoring
+from jaxft import companions, finish, processes, runfolder, scoring, state
 from jaxft.batchlog import BatchLog
 from jaxft.config import Config, is_due
 from jaxft.data import pipeline
@@ -228,4 +228,4 @@ def _save(run: Run, best: bool) -> None:
         "spent": run.ledger.spent(),
         "model": model,
     }
-    run.checkpoints.save(run.step, run.state, meta, best=best)
+    run.checkpoints.save(run.step, state.saved(run.net, run.state), meta, best=best)

@@ -4,6 +4,7 @@ Headers and indexes are parsed here, bounded in bytes and items, before any numb
 opened lies inside the folder, or behind the relative links that the hub's own cache is made of.
 """
 
+import hashlib
 import json
 import math
 import stat
@@ -154,6 +155,15 @@ def index(folder: Path) -> dict[str, Stored]:
     if (folder / INDEX).exists():
         return _sharded(folder)
     return header(inside(folder, SINGLE), str(folder / SINGLE))[0]
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the weight files of a model folder."""
+    state = hashlib.sha256()
+    for file in sorted({stored.file for stored in index(folder).values()}):
+        with file.open("rb") as stream:
+            state.update(hashlib.file_digest(stream, "sha256").digest())
+    return state.hexdigest()
 
 
 def has_weights(folder: Path) -> bool:

@@ -6,7 +6,7 @@ listed in one error. `load` then builds one parameter at a time from memory-mapp
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def load(
     tied: Mapping[str, str] | None = None,
     lent: Mapping[str, str] | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    kept: Callable[[str, Any], Any] = lambda path, array: array,
 ) -> tuple[dict[str, Any], LoadReport]:
     """The parameters of `abstract` (nested dict of ShapeDtypeStruct with shardings) from the safetensors of `folder`.
 
@@ -52,7 +53,7 @@ def load(
     `legacy` maps old name endings to new ones. Tensors that match a regex of `ignore` are buffers; those of `other`
     belong to other heads. `tied` maps names of copies to the tensors that they must equal, `lent` names of tensors that
     may be missing to those that they are then read from. `shapes` are those of parameters that are larger here than on
-    disk: what is beyond is zero.
+    disk: what is beyond is zero. `kept` makes of each parameter, as soon as it is there, what is returned of it.
     Parameters in `optional` may be absent, those in `reset` are not read at all: both are left out of the result and
     listed in `report.new`. Raises UserError that lists every tensor that is missing, extra, misshapen or there twice.
     """
@@ -76,7 +77,7 @@ def load(
     )
     places = parts(table_rows, shapes)
     params = {
-        path: read.parameter(wanted[path], shapes[path], table_rows[path], places[path], tensors)
+        path: kept(path, read.parameter(wanted[path], shapes[path], table_rows[path], places[path], tensors))
         for path, tensors in sources.items()
     }
     return unflatten_dict(params, sep="/"), report

@@ -128,7 +128,7 @@ def _write(
         text += b" " * (-len(text) % 8)  # the format asks for tensors aligned to 8 bytes
         stream.write(len(text).to_bytes(8, "little") + text)
     for tensor in shard:
-        pieces = [_gather(flat[path], tensor.index) for path in tensor.paths]
+        pieces = [gather(flat[path], tensor.index) for path in tensor.paths]
         if stream is not None:
             kept = [shapes[path][len(tensor.index) :] for path in tensor.paths]
             own = [piece[tuple(map(slice, shape))] for piece, shape in zip(pieces, kept, strict=True)]
@@ -138,7 +138,7 @@ def _write(
         os.fsync(stream.fileno())
 
 
-def _gather(param: Any, index: tuple[int, ...]) -> np.ndarray:
+def gather(param: Any, index: tuple[int, ...]) -> np.ndarray:
     """One layer of a parameter, whole, on this host."""
     one = param[index] if index else param
     if jax.process_count() == 1:

@@ -6,20 +6,32 @@ import jax
 from flax import nnx
 
 from jaxft.layers.parameter import Init, parameter, zeros
+from jaxft.layers.quantized import Quantized
 from jaxft.layers.sums import column_sum, outer_sum
 
 
 class Dense(nnx.Module):
-    """y = x @ kernel + bias, with a 2-D kernel [in, out] whose letters are `axes`."""
+    """y = x @ kernel + bias, with a 2-D kernel [in, out] whose letters are `axes`.
+
+    `adapter`: what a method of jaxft.peft has put here; it is asked in the place of this layer, with this layer.
+    """
 
     def __init__(self, inputs: int, outputs: int, axes: tuple[str, str], init: Init, bias: bool = True):
         self.kernel = parameter((inputs, outputs), axes, init)
         self.bias = parameter((outputs,), axes[1:], zeros) if bias else None
+        self.adapter = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""
-        kernel = self.kernel[...].astype(x.dtype)
-        return affine(x, kernel, None if self.bias is None else self.bias[...].astype(x.dtype))
+        return self.plain(x) if self.adapter is None else self.adapter(x, self)
+
+    def plain(self, x: jax.Array, bias: bool = True) -> jax.Array:
+        """The same without an adapter, on demand without the bias."""
+        kernel = self.kernel[...]
+        bias_O = self.bias[...].astype(x.dtype) if bias and self.bias is not None else None
+        if isinstance(kernel, Quantized):
+            return quantized_affine(x, kernel, bias_O)
+        return affine(x, kernel.astype(x.dtype), bias_O)
 
 
 @jax.custom_vjp
@@ -51,3 +63,21 @@ def _backward(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array
 
 
 affine.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def quantized_affine(x: jax.Array, kernel: Quantized, bias: jax.Array | None) -> jax.Array:
+    """The same of a kernel that never trains. For the backward pass it is kept as it is stored, and decoded again."""
+    return _affine(x, kernel.astype(x.dtype), bias)
+
+
+def _quantized_forward(x: jax.Array, kernel: Quantized, bias: jax.Array | None) -> tuple[jax.Array, Any]:
+    return _affine(x, kernel.astype(x.dtype), bias), (kernel, bias is None)
+
+
+def _quantized_backward(saved: Any, g: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+    kernel, plain = saved
+    return g @ kernel.astype(g.dtype).T, None, None if plain else column_sum(g).astype(g.dtype)
+
+
+quantized_affine.defvjp(_quantized_forward, _quantized_backward)

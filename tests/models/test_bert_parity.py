@@ -23,10 +23,12 @@ RULES = SimpleNamespace(
     params={"D": "fsdp", "F": "tensor", "HK": "tensor", "V": "tensor"},
     activations={"B": ("data", "fsdp"), "F": "tensor", "H": "tensor"},
 )
-RUN = SimpleNamespace(dtype="float32", param_dtype="float32", scan=False, remat="none", attention="auto")
+RUN = SimpleNamespace(
+    dtype="float32", param_dtype="float32", frozen_dtype="", scan=False, remat="none", attention="auto"
+)
 
 
-def load(folder: Path, mesh: dict[str, int] = MESHES[0], **changes: Any) -> tuple[build.Network, Any]:
+def load(folder: Path, mesh: dict[str, int] = MESHES[0], **changes: Any) -> tuple[Any, Any]:
     """The network that config.json of `folder` describes, with `changes` to its Config, and its weights."""
     cfg = dataclasses.replace(bert.config_from_hf(hf_load.read_config(folder)), **changes)
     net = build.network(

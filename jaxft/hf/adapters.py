@@ -1,0 +1,46 @@
+"""Folders of adapters, in the layout of the `peft` library: weights of what was added, and a config that says to what."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxft.hf import files, read
+from jaxft.hf.save import METADATA
+from jaxft.registry import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return files.read_json(folder, CONFIG)
+
+
+def load(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors, as float32. Raises UserError for a folder without them, or of a dtype that is no float's."""
+    file = files.inside(folder, WEIGHTS)
+    if not file.is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors (other formats can run code)")
+    stored, _ = files.header(file, str(file))
+    strange = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in read.DTYPES]
+    if strange:
+        raise UserError(f"{file}: unsupported dtype of {', '.join(strange)}; supported: {', '.join(read.DTYPES)}")
+    return {name: _whole(tensor) for name, tensor in stored.items()}
+
+
+def _whole(tensor: files.Stored) -> np.ndarray:
+    if not tensor.shape:
+        raise UserError(f"{tensor.file}: a tensor without dimensions is none of an adapter's")
+    return read.rows_of(tensor, 0, tensor.shape[0]).astype(np.float32)
+
+
+def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    whole = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+    save_file(whole, folder / WEIGHTS, METADATA)

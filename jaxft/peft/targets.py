@@ -1,0 +1,50 @@
+"""Which layers a method changes: by kind, or by a regex over their paths."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from flax import nnx
+
+from jaxft.layers.attention import Attention
+from jaxft.layers.dense import Dense
+from jaxft.peft.methods import compiled
+from jaxft.registry import UserError, nearest
+
+
+def layers(model: Any) -> dict[str, Dense]:
+    """Path -> affine layer, of all but the head's: one that begins anew trains whole or not at all."""
+    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    return {
+        path: found[path] for path in sorted(found) if isinstance(found[path], Dense) and not path.startswith("head/")
+    }
+
+
+def attention(model: Any) -> dict[str, Attention]:
+    """Path -> attention, in the same order."""
+    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    return {path: found[path] for path in sorted(found) if isinstance(found[path], Attention)}
+
+
+def chosen(model: Any, target: str | Sequence[str], field: str = "peft.target") -> dict[str, Dense]:
+    """The layers that `target` names: "attention", "all-linear", or those whose whole path a regex matches.
+
+    Raises UserError for a pattern that matches none, with the known paths.
+    """
+    known = layers(model)
+    inside = tuple(f"{path}/" for path in attention(model))
+    wanted: set[str] = set()
+    for pattern in (target,) if isinstance(target, str) else target:
+        if pattern == "all-linear":
+            matched = set(known)
+        elif pattern == "attention":
+            matched = {path for path in known if path.startswith(inside)}
+        else:
+            matched = {path for path in known if re.fullmatch(compiled(pattern, field), path)}
+        if not matched:
+            raise UserError(
+                f"{field}={pattern!r} matches no layer; write 'attention', 'all-linear', or a regex of a whole path: "
+                f"{', '.join(known)}{nearest(pattern, known)}"
+            )
+        wanted |= matched
+    return {path: known[path] for path in sorted(wanted)}
