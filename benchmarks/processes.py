@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 SIDES = [("processes", 1), ("processes", 2), ("processes", 4), *(("devices", count) for count in (2, 4, 8))]
+ONE = {"processes": "process", "devices": "device"}
 EVERY = 5  # steps between two times that are taken
 FLAGS = {
     "data.holdout": 0.0,
@@ -99,7 +100,7 @@ def main() -> None:
     print("| | ms a step | of one device |\n|---|---|---|")
     for (kind, count), seconds in found.items():
         median = statistics.median(seconds)
-        print(f"| {count} {kind if count > 1 else kind[:-1]} | {1000 * median:.1f} | {median / one:.2f} |")
+        print(f"| {count} {kind if count > 1 else ONE[kind]} | {1000 * median:.1f} | {median / one:.2f} |")
     medians = {f"{count} {kind}": round(statistics.median(seconds), 4) for (kind, count), seconds in found.items()}
     print(json.dumps({"cores": os.cpu_count(), "load": loads, "rounds": args.rounds, "seconds_a_step": medians}))
 

@@ -43,7 +43,6 @@ class BatchLog:
                     if digest != other:
                         raise UserError(
                             f"processes {of} and {rank} share rows of the batch, and read different ones for step "
-                            f"{step:,}: their data, or their versions of jaxft, are not the same",
-                            code=1,
+                            f"{step:,}: their data, or their versions of jaxft, are not the same"
                         )
             self._writer.batch(step, pipeline.digest(digest for digest, _ in held.values()))

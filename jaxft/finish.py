@@ -50,9 +50,10 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     run.folder.send()
     hf = "hf" if run.folder.mirror else str(run.folder.hf)
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
+    curves = "tensorboard/, " if run.config.log.tensorboard else ""
     run.say(
         f"written to {run.folder.place}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
-        "tensorboard/, checkpoints/\n"
+        f"{curves}checkpoints/\n"
         f"load {'a copy of ' if run.folder.mirror else ''}it with:\n"
         f'  {use["model"]}.from_pretrained("{hf}"), {use["reader"]}.from_pretrained("{hf}")'
     )

@@ -14,7 +14,11 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. The message names the field, the value and the fix; no traceback is shown."""
+    """A mistake that the user can mend. The message names the field, the value and the fix; no traceback is shown.
+
+    `code` is the exit status: 2 where the same command would come to it again, 1 where another try may go better, which
+    launch/restart.sh makes. Of a verb that checks or plans 1 is the answer no.
+    """
 
     def __init__(self, message: str, code: int = 2):
         super().__init__(message)

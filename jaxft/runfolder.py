@@ -218,6 +218,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
 
 
+def read_own(path: Path, fits: Callable[[Any], bool], fix: str) -> Any:
+    """What a run keeps in `path` for itself. Raises UserError with the `fix` where it is nothing that `fits`."""
+    try:
+        value = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {fix}") from error
+    if not fits(value):
+        raise UserError(f"{path}: is JSON, but not what a run writes there; {fix}")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Atomically: a reader sees the old file or the whole new one. What a killed writer left is written over."""
     atomic.write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -177,8 +177,7 @@ def _give_up(run: Run, measure: Throughput, writer: Writer, step: int, streak: i
     raise UserError(
         f"loss or gradients were not finite in {streak} steps in a row (train.max_bad_steps), {first} to {step}; "
         f"their updates were left out. {run.name_batch(first)}. Checkpoints that stand: {kept or 'none yet'}. "
-        "Lower optim.lr, set train.clip, or mend those examples",
-        code=1,
+        "Lower optim.lr, set train.clip, or mend those examples"
     )
 
 
@@ -210,8 +209,7 @@ def _save(run: Run, best: bool) -> None:
         bad = [text for name, text in names.items() if (tree := getattr(run.state, name)) and not all_finite(tree)]
         raise UserError(
             f"not finite after step {run.step:,}: {', '.join(bad)}. This is not saved. Checkpoints that stand: "
-            f"{', '.join(map(str, run.checkpoints.steps())) or 'none'}. Lower optim.lr or set train.clip",
-            code=1,
+            f"{', '.join(map(str, run.checkpoints.steps())) or 'none'}. Lower optim.lr or set train.clip"
         )
     model = {
         "family": run.net.family.MODEL_TYPE,

@@ -119,7 +119,7 @@ run() {
   require NAME ZONE TYPE
   DRY_RUN=1 bash "$root/launch/claim.sh" nobody "$@" >/dev/null # refuses when there is no --workdir
   if [ -n "$DRY_RUN" ]; then
-    request && install_everywhere && begin "$@" && give_back
+    request && install_everywhere && begin "$@" && { [ -n "$KEEP" ] || give_back; }
     return
   fi
   local ours='' before='' state

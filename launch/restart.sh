@@ -3,10 +3,10 @@
 #
 # jaxft says by its exit code what happened. Three end the loop, with that code:
 #   0    finished
-#   2    a mistake of the user (a config, a path): the same command would end the same way
+#   2    the same command would end the same way: a mistake of the user (a config, a path), steps that are not finite
 #   130  Ctrl-C
 # Everything else is run again, and goes on from the last checkpoint: 143 and 137 (SIGTERM and SIGKILL from elsewhere),
-# 134 and 139 (a crash), 1 (another process is gone, a full disk).
+# 134 and 139 (a crash), 1 (another process is gone, a full disk, too little memory).
 #
 # A SIGTERM or SIGINT to this script is passed on; it waits until the command has saved, and does not run it again.
 #

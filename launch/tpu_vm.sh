@@ -46,7 +46,7 @@ run() {
   esac
   install_everywhere
   on_all "$(worker start "$@")"
-  say "started; follow it by: NAME=$NAME ZONE=$ZONE $0 log"
+  [ -n "$DRY_RUN" ] || say "started; follow it by: NAME=$NAME ZONE=$ZONE $0 log"
 }
 
 verb=${1:-}

@@ -339,13 +339,13 @@ def test_no_part_of_a_state_is_saved_that_is_not_finite(tmp_path, part):
     with pytest.raises(UserError, match=rf"not finite after step 1: {said}\. This is not saved.*stand: 0\.") as error:
         _save(run, best=False)
     run.checkpoints.close()
-    assert error.value.code == 1 and program.steps(folder.path) == [0] and program.leftovers(folder.path) == []
+    assert error.value.code == 2 and program.steps(folder.path) == [0] and program.leftovers(folder.path) == []
 
 
 def test_losses_that_are_not_finite_stop_the_run_with_what_was_good(tmp_path):
     workdir = tmp_path / "run"
     done = program.run(workdir, optim__lr=1e30, train__max_bad_steps=3, train__log_every="50 steps")
-    assert done.code == 1
+    assert done.code == 2, "the same command would come to the same steps, and is not to be given again"
     said = re.search(r"not finite in 3 steps in a row \(train.max_bad_steps\), (\d+) to (\d+);", done.err)
     assert said and "Traceback" not in done.err, done.err
     first, last = int(said[1]), int(said[2])

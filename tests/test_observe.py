@@ -99,6 +99,19 @@ def test_only_the_first_process_keeps_the_file_and_not_at_every_step(tmp_path, c
     assert [path.name for path in tmp_path.iterdir()] == ["goodput.json"]
 
 
+@pytest.mark.parametrize("text", ["[]", '"text"', "3", "null", '{"steps": 1}', '{"data": "1"}', '{"data": NaN}', "{"])
+def test_a_file_of_times_that_holds_something_else_is_named_with_what_to_do(tmp_path, text):
+    (tmp_path / "goodput.json").write_text(text)
+    with pytest.raises(UserError, match=r"goodput\.json: .*; delete it"):
+        Ledger(tmp_path / "goodput.json", writes=True)
+
+
+def test_a_file_of_times_without_a_kind_that_is_newer_goes_on(tmp_path, clock):
+    (tmp_path / "goodput.json").write_text('{"productive": 30}')
+    ledger = Ledger(tmp_path / "goodput.json", writes=True, clock=clock)
+    assert ledger.spent() == pytest.approx(NOTHING | {"productive": 30})
+
+
 def made(pace, clock, step, seconds, waited=0.0):
     """A step on the devices, without the thread."""
     with pace._lock:
@@ -382,6 +395,15 @@ def test_batches_go_around_what_led_to_a_spike_whichever_step_a_run_goes_on_from
         path.unlink()
     Detours(path).add(spike(12), 10, writes=False)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '"text"', "3", "null", "[1]", '[{"after": 3}]', '[{"after": 3, "batches": "2"}]', "not JSON"]
+)
+def test_a_file_of_rollbacks_that_holds_something_else_is_named_with_what_to_do(tmp_path, text):
+    (tmp_path / "rollbacks.json").write_text(text)
+    with pytest.raises(UserError, match=r"rollbacks\.json: .*; bring back the run's own, or delete it"):
+        Detours(tmp_path / "rollbacks.json")
 
 
 def test_a_trace_that_is_being_made_is_ended_before_another_begins(tmp_path):

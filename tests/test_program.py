@@ -13,6 +13,7 @@ import termios
 import numpy as np
 import pytest
 
+from tests import program
 from tests.verbs_run import ROOT, TINY, environment, read_rows, reviews, train, write_rows
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,16 @@ def test_on_a_terminal_a_bar_shows_loss_and_speed_and_leaves_lines_whole(watched
         assert any(line.removesuffix(" (best)").rstrip() == said for line in lines), (said, lines)
     assert "step 5 of 15" not in plain, "the bar instead of lines"
     assert any(line.startswith("confusion matrix") for line in lines)
+
+
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_what_is_said_to_be_written_is_there(tmp_path, tensorboard):
+    done = program.run(tmp_path / "run", log__tensorboard=tensorboard)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if line.startswith("written to ")]
+    said = re.sub(r" \(.*?\)", "", line.partition(": ")[2]).split(", ")
+    assert all((tmp_path / "run" / name).exists() for name in said), said
+    assert ("tensorboard/" in said) is tensorboard
 
 
 @pytest.mark.skipif(not WANDB, reason="needs the extra [wandb]")

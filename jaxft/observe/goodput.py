@@ -1,9 +1,11 @@
 """Where the time of a run goes. Seconds by kind, of all its starts together, in goodput.json of the run folder."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxft import runfolder
 
@@ -19,17 +21,25 @@ KINDS = {
     "lost": "steps lost",  # made, and made again after a kill or undone by a rollback
 }
 KEPT_EVERY = 10.0  # seconds between two writings of the file: what a kill may leave untold
+FIX = "delete it: the run goes on, and forgets only where its time went"
+
+
+def _fits(value: Any) -> bool:
+    """Whether the file may hold it: seconds by kind."""
+    if not isinstance(value, dict) or not value.keys() <= KINDS.keys():
+        return False
+    return all(type(one) in (int, float) and math.isfinite(one) for one in value.values())
 
 
 class Ledger:
     """Counts from its making on, as start-up. `writes`: this process keeps the file.
 
-    Raises UserError when the file cannot be read.
+    Raises UserError when the file cannot be read, or holds something else.
     """
 
     def __init__(self, path: Path, *, writes: bool, clock: Callable[[], float] = time.perf_counter):
         self._path, self._writes, self._clock = path, writes, clock
-        self._seconds = dict.fromkeys(KINDS, 0.0) | (runfolder.read_json(path) if path.exists() else {})
+        self._seconds = dict.fromkeys(KINDS, 0.0) | (runfolder.read_own(path, _fits, FIX) if path.exists() else {})
         self._kind, self._since, self._kept = "startup", clock(), clock()
 
     def enter(self, kind: str) -> str:

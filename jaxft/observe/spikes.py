@@ -12,6 +12,7 @@ from jaxft import runfolder
 # Of a normal distribution the standard deviation is so many times the median distance from the median.
 NORMAL = 1.4826
 LEAST_SPREAD = 0.01  # of the median: losses that hardly differ would make a spike of any noise
+FIX = "bring back the run's own, or delete it: the run then learns from the batches that it went around"
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,24 @@ class Spikes:
         self._high = record["high"]
 
 
+def _fits(value: Any) -> bool:
+    """Whether the file of detours may hold it."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and all(type(one.get(key)) is int and one[key] >= 0 for key in ("after", "batches"))
+        for one in value
+    )
+
+
 class Detours:
     """The batches of a run, which skip some after each rollback. What they skip stands in rollbacks.json.
 
     So the batch of a step is still a function of the step alone, whichever checkpoint a run goes on from.
-    Raises UserError when the file cannot be read.
+    Raises UserError when the file cannot be read, or holds something else.
     """
 
     def __init__(self, path: Path):
         self._path = path
-        self._made: list[dict[str, Any]] = runfolder.read_json(path) if path.exists() else []
+        self._made: list[dict[str, Any]] = runfolder.read_own(path, _fits, FIX) if path.exists() else []
 
     def __len__(self) -> int:
         return len(self._made)

@@ -112,7 +112,9 @@ def _compiled(lowered: Any) -> tuple[Any, tuple[float, float]]:
 def _read(compiled: Any, devices: Sequence[Any], held: float) -> dict[str, Any]:
     """The figures of a program. `held`: bytes that a device holds when the step begins."""
     module, sizes = hlo.read(compiled.as_text()), compiled.memory_analysis()
-    total = max(sizes.peak_memory_in_bytes, held)
+    # The peak includes what lies in the host's memory, of which a program may have more than the device has of its own.
+    host = sizes.host_argument_size_in_bytes + sizes.host_output_size_in_bytes - sizes.host_alias_size_in_bytes
+    total = max(sizes.peak_memory_in_bytes - host, held)
     kept = min(traffic.kept(module), total - held)
     return {
         "activations": kept,

@@ -161,6 +161,34 @@ def test_bytes_too_many_are_those_of_what_is_given_and_what_is_made(models):
     assert used == pytest.approx(22 * GIB, rel=0.01) and over == pytest.approx(used - 15.75 * GIB, rel=0.01)
 
 
+WITH_THE_HOST = """
+from jaxft.planning import topology
+topology.prepare()
+import jax, jax.numpy as jnp
+from jaxft.planning import measure
+(device,) = topology.devices("v5e:1x1", 1)
+here = jax.sharding.SingleDeviceSharding(device)
+host = here.with_memory_kind("pinned_host")
+def mib(n, where):
+    return jax.ShapeDtypeStruct((n * 256, 1024), jnp.float32, sharding=where)
+def step(far, near):
+    return jax.device_put(jax.device_put(far, here) * 2, host), near * 2
+jitted = jax.jit(step, out_shardings=(host, here), donate_argnums=(0, 1))
+told = measure._read(jitted.lower(mib(256, host), mib(64, here)).compile(), [device], 64 * 2**20)
+print(told["total"], told["temporaries"])
+"""
+
+
+def test_what_lies_in_the_hosts_memory_is_not_of_the_device(models):
+    """64 MiB stay on the device; 256 come from the host, and as many go back."""
+    env = {name: value for name, value in environment(1).items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", WITH_THE_HOST]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    total, temporaries = map(float, done.stdout.split())
+    assert temporaries == pytest.approx(512 * 2**20, rel=0.01) and total == temporaries + 64 * 2**20
+
+
 def test_a_plan_for_this_machine_says_what_a_run_would_say(tmp_path):
     flags = ("--devices=8", "--config.mesh.data=4", "--config.mesh.fsdp=2", f"--json={tmp_path / 'plan.json'}")
     process = subprocess.run(
