@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxft import build, disk
+from jaxft import disk
 from jaxft.hf import adapters as files
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import hub, save

@@ -27,11 +27,11 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 
 from jaxft import build
-from jaxft.network import Network
 from jaxft.config import Config
 from jaxft.hf import files, hub, tokenizer, vocabulary
 from jaxft.hf import load as hf_load
 from jaxft.models import MODELS
+from jaxft.network import Network
 from jaxft.registry import UserError, lookup
 from jaxft.tasks import Companion
 

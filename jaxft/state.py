@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft import sharding
-from jaxft.network import Network
 from jaxft.config import Config
 from jaxft.layers.loss import combined
+from jaxft.network import Network
 from jaxft.optim import OPTIMIZERS, SCHEDULES, masks
 from jaxft.optim.moments import SMALLEST
 from jaxft.peft.methods import is_added
