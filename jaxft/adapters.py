@@ -1,9 +1,4 @@
-"""Adapters between a network here and the folders of the `peft` library: what was added to a model, without the model.
-
-hf/adapter_config.json          the method, its layers, the model that it belongs to
-   adapter_model.safetensors    what was added, and what trained whole beside it
-   config.json                  the model's, with the labels of the head that was trained
-"""
+"""Adapters of the `peft` library read into a network here, and merged into it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -16,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxft import disk
+from jaxft import build
 from jaxft.hf import adapters as files
 from jaxft.hf import folder as hf_folder
-from jaxft.hf import hub, save
+from jaxft.hf import hub, processor, tokenizer
+from jaxft.hf import load as hf_load
 from jaxft.hf.layout import parts, rows
 from jaxft.layers import quantized
 from jaxft.network import Network
@@ -27,21 +23,6 @@ from jaxft.peft import PEFT_TYPES
 from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
-
-TASK_TYPES = {
-    "sequence": "SEQ_CLS",
-    "token": "TOKEN_CLS",
-    "span": "QUESTION_ANS",
-    "causal_lm": "CAUSAL_LM",
-    "seq2seq_lm": "SEQ_2_SEQ_LM",
-    "vectors": "FEATURE_EXTRACTION",
-}
-BESIDE = (*hf_folder.BESIDE, files.CONFIG)
-
-
-def exchanged(net: Network) -> bool:
-    """Whether what the run trained is a folder of the `peft` library; if not, its whole network is exported."""
-    return bool(net.added) and net.peft.peft_type != ""
 
 
 def modules(net: Network) -> list[Module]:
@@ -66,77 +47,6 @@ def modules(net: Network) -> list[Module]:
     return found
 
 
-# ---- writing ----
-
-
-def write(
-    folder: Path,
-    net: Network,
-    params: Any,
-    *,
-    base: str,
-    task: Mapping[str, Any],
-    beside: Callable[[Path], object],
-    card: str,
-    check: Callable[[Path], None] | None = None,
-) -> None:
-    """Writes what a run added to the model `base` so that the `peft` library opens it; as hf.folder.write otherwise.
-
-    With several processes all must call it.
-    """
-    flat = flatten_dict(params, sep="/")
-    added = {path: save.gather(flat[path], ()) for path in net.added}
-    fields, tensors = net.peft.to_hub(modules(net), added)
-    wholes = _wholes(net, flat)
-    config = {
-        "peft_type": net.peft.peft_type,
-        "task_type": TASK_TYPES.get(net.head),
-        "base_model_name_or_path": base,
-        "inference_mode": True,
-        "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
-        **fields,
-    }
-    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
-        if jax.process_index() == 0:
-            files.save(new, tensors | {PREFIX + name: array for name, array in wholes.items()})
-            save.save_json(new, files.CONFIG, config)
-            save.save_json(new, hf_folder.CONFIG, hf_folder.config_of(net, task, "float32"))
-            beside(new)
-            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
-            if check is not None:
-                check(new)
-
-
-def _wholes(net: Network, flat: Flat) -> Tensors:
-    """Hub name -> tensor of what trained whole beside what was added."""
-    paths = [path for path in net.table if net.peft.saves(path, net.head)]
-    table = {path: row for path, row in rows(net.table).items() if path in paths}
-    sharing: dict[str, list[str]] = {}
-    for path, row in table.items():
-        sharing.setdefault(row.name, []).append(path)
-    tensors: Tensors = {}
-    for together in sharing.values():
-        row = table[together[0]]
-        whole = {path: save.gather(flat[path], ()) for path in together}
-        whole = {path: array[tuple(slice(0, n) for n in net.stored[path])] for path, array in whole.items()}
-        for index, name in row.tensors(net.stored[together[0]]):
-            views = [table[path].layout.to_disk(array[index]) for path, array in whole.items()]
-            tensors[name] = views[0] if len(views) == 1 else np.concatenate(views, row.layout.joined)
-    return tensors
-
-
-def _module_of(net: Network, name: str) -> str:
-    """What modules_to_save calls the layer of a tensor: of a head the outermost module that is the head's alone."""
-    bare = name.removeprefix(net.family.HF_PREFIX)
-    head = {
-        row.name.removeprefix(net.family.HF_PREFIX) for path, row in rows(net.table).items() if path.startswith("head/")
-    }
-    return bare.split(".")[0] if bare in head else bare.rpartition(".")[0]
-
-
-# ---- reading ----
-
-
 @dataclass(frozen=True)
 class Adapter:
     """An adapter that was read: its method, its parameters, and tensors of the network itself, by path and index."""
@@ -147,34 +57,49 @@ class Adapter:
     wholes: dict[str, dict[tuple[int, ...], np.ndarray]]
 
 
-def folders(folder: Path, base: str = "") -> tuple[Path, Path | None]:
-    """(the model's folder, the adapter's) of one that may be an adapter's; `base` stands over what it names as its model."""
+@dataclass(frozen=True)
+class Opened:
+    """A model folder, or an adapter's with that of its model."""
+
+    base: Path
+    adapter: Path | None
+
+    @property
+    def hf(self) -> Mapping[str, Any]:
+        """config.json, with the head that an adapter brings."""
+        hf = hf_load.read_config(self.base)
+        if self.adapter is None or not (self.adapter / hf_folder.CONFIG).is_file():
+            return hf
+        own = hf_load.read_config(self.adapter)
+        if own["model_type"] != hf["model_type"]:
+            raise UserError(
+                f"{self.adapter} is an adapter of a {own['model_type']} model, and {self.base} is a {hf['model_type']}"
+            )
+        return own
+
+    @property
+    def beside(self) -> Path:
+        """Where the tokenizer or processor is."""
+        return self.adapter if self.adapter is not None and _reads(self.adapter) else self.base
+
+
+def opened(source: str, base: str = "", field: str = "model.hf") -> Opened:
+    """What the hub id or folder `source` is. `base` stands over the model that an adapter names.
+
+    Raises UserError where there is no such folder, or no such model.
+    """
+    folder = hub.resolve(source, weights=False, field=field)
     if not files.is_adapter(folder):
-        return folder, None
+        return Opened(hub.resolve(source, field=field), None)
     named = base or files.read_config(folder).get("base_model_name_or_path") or ""
     if not named:
-        raise UserError(
-            f"{folder / files.CONFIG} names no base_model_name_or_path; give the model with --hf and this with --adapter"
-        )
-    return hub.resolve(named, field=f"{folder / files.CONFIG}: base_model_name_or_path"), folder
+        raise UserError(f"{folder / files.CONFIG} names no base_model_name_or_path; pass its model with --hf")
+    where = "--hf" if base else f"{folder / files.CONFIG}: base_model_name_or_path"
+    return Opened(hub.resolve(named, field=where), folder)
 
 
-def config(base: Mapping[str, Any], adapter: Path | None) -> Mapping[str, Any]:
-    """config.json of a model with the head that an adapter brings."""
-    if adapter is None or not (adapter / hf_folder.CONFIG).is_file():
-        return base
-    own = files_config(adapter)
-    if own.get("model_type") != base["model_type"]:
-        raise UserError(
-            f"{adapter} is an adapter of a {own.get('model_type')} model, and this is a {base['model_type']}"
-        )
-    return own
-
-
-def files_config(folder: Path) -> dict[str, Any]:
-    from jaxft.hf import load
-
-    return load.read_config(folder)
+def _reads(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (*tokenizer.FILES, processor.FILE))
 
 
 def read(folder: Path, net: Network) -> Adapter:
@@ -190,7 +115,7 @@ def read(folder: Path, net: Network) -> Adapter:
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(
-            f"{folder} is an adapter of another model: a {net.family.MODEL_TYPE} model with these sizes has no place for {shown}"
+            f"{folder} is an adapter of another model: this {net.family.MODEL_TYPE} model has no place for {shown}"
         )
     saved = tuple(sorted({path.rpartition("/")[0] for path in wholes if not path.startswith("head/")}))
     return Adapter(folder, dataclasses.replace(method, modules_to_save=saved), added, wholes)
@@ -207,9 +132,7 @@ def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict
             if whole is None:
                 continue
             if whole.shape != places[path].whole:
-                raise UserError(
-                    f"{folder} is an adapter of another model: {name} is {list(whole.shape)}, and this one has {list(places[path].whole)}"
-                )
+                raise UserError(_misshapen(folder, name, whole.shape, places[path].whole))
             shape = row.disk_shape(net.stored[path])
             cut = places[path].of(row, tuple(slice(0, n) for n in shape))
             found.setdefault(path, {})[index] = row.layout.to_param(whole[cut])
@@ -219,8 +142,37 @@ def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict
     return found
 
 
+def _misshapen(folder: Path, name: str, has: Any, needs: Any) -> str:
+    return f"{folder} is an adapter of another model: {name} is {list(has)}, and this model's is {list(needs)}"
+
+
+def loaded(
+    make: Callable[..., Network], at: Opened, shared: Flat | None = None
+) -> tuple[Network, Any, Flat, list[str]]:
+    """(network, its parameters, those of its model alone, what neither the model nor an adapter has).
+
+    `make(peft=None)` builds the network. `shared`: the model's parameters where another call has read them already.
+    """
+    net, adapter = network(make, at.adapter)
+    brought = set() if adapter is None else set(adapter.wholes)
+    if shared is None:
+        resets = any(path.startswith("head/") for path in brought)
+        params, said = build.parameters(net, at.base, 0, reset_head=resets)
+        new = set(said[0].partition(": ")[2].split(", ")) if said and said[0].startswith("new") else set()
+    else:
+        own = {path: leaf.shape for path, leaf in net.abstract.items()}
+        kept = {path: leaf for path, leaf in shared.items() if own.get(path) == leaf.shape and path not in brought}
+        rest = [path for path in own if path not in kept]
+        new = {path for path in rest if not is_added(path)}
+        params = unflatten_dict(kept | build.initialise(net, 0, rest), sep="/")
+    base = {
+        path: leaf for path, leaf in flatten_dict(params, sep="/").items() if not is_added(path) and path not in new
+    }
+    return net, params if adapter is None else applied(net, params, adapter), base, sorted(new - brought)
+
+
 def network(make: Callable[..., Network], folder: Path | None) -> tuple[Network, Adapter | None]:
-    """(network, adapter) of what `make` builds (with an argument `peft`), with the adapter in `folder` where there is one."""
+    """(network, adapter) of what `make(peft=None)` builds, with the adapter in `folder` where there is one."""
     if folder is None:
         return make(), None
     adapter = read(folder, make())
@@ -237,9 +189,6 @@ def applied(net: Network, params: Any, adapter: Adapter) -> Any:
     for path, array in adapter.added.items():
         flat[path] = jax.device_put(jnp.asarray(array, net.abstract[path].dtype), net.abstract[path].sharding)
     return unflatten_dict(flat, sep="/")
-
-
-# ---- merging ----
 
 
 def merged(net: Network, params: Any) -> Any:

@@ -49,7 +49,8 @@ def network(
     peft = peft or Full()
     if model.frozen_dtype and not peft.frozen:
         raise UserError(
-            f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps as it is, and everything trains; set it to ''"
+            f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps, which with peft.name='full' is nothing; "
+            "set it to ''"
         )
     machine = choice.Machine.of(mesh.devices.flat[0])
     dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype

@@ -1,16 +1,16 @@
 """A hub folder, ready to label texts or images: what predict, evaluate and export --verify run."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
 
-from jaxft import build, inputs, scoring, sharding, state
+from jaxft import adapters, build, inputs, scoring, sharding, state
 from jaxft.config import Model, Sharding
 from jaxft.data.source import Split
-from jaxft.hf import hub, sentence
-from jaxft.hf import load as hf_load
+from jaxft.hf import sentence
 from jaxft.registry import UserError
 from jaxft.tasks import task_from_hf
 
@@ -21,10 +21,23 @@ RULES = {"B": ("data",)}
 class Classifier:
     """Network, parameters, task and reader of a hub folder, on all devices as data parallel."""
 
-    def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
-        """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained)."""
-        folder = hub.resolve(source)
-        hf = hf_load.read_config(folder)
+    def __init__(
+        self,
+        source: str,
+        *,
+        task: Mapping[str, Any],
+        length: int,
+        dtype: str,
+        base: str = "",
+        like: Self | None = None,
+    ):
+        """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained).
+
+        `source` may be an adapter; then `base` is the model that it is applied to, by default the one that it names.
+        `like`: another of the same model, whose weights are taken instead of read.
+        """
+        at = adapters.opened(source, base)
+        folder, hf = at.beside, at.hf
         section = Model(
             name=hf["model_type"],
             hf=source,
@@ -47,7 +60,8 @@ class Classifier:
         self.reader.fit(cfg)
         mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
         self.rows = -(-ROWS // mesh.size) * mesh.size
-        self.net = build.network(
+        make = functools.partial(
+            build.network,
             family,
             cfg,
             head=self.task.head,
@@ -56,9 +70,13 @@ class Classifier:
             rules=Sharding({}, RULES),
             mesh=mesh,
         )
-        self.params, said = build.parameters(self.net, folder, seed=0, reset_head=False)
-        if any(line.startswith("new") for line in said):
-            raise UserError(f"{source} has no trained {self.task.head} head: {said[0]}; fine-tune it first")
+        self.base = at.base
+        shared = like.own if like is not None and like.base == at.base else None
+        self.net, self.params, self.own, new = adapters.loaded(make, at, shared)
+        if new:
+            raise UserError(
+                f"{source} has no trained {self.task.head} head: it lacks {', '.join(new)}; fine-tune it first"
+            )
         self.where = sharding.batch_sharding(mesh, RULES)
         self.step = jax.jit(self._readout, out_shardings=sharding.replicated(mesh))
         self.eval_step = state.evaluation_step(self.net, self.task)

@@ -86,9 +86,44 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     return flags
 
 
-def classifier(arguments: argparse.Namespace) -> Any:
-    """The model that --run or --hf names, with the run's columns where the flags name none."""
-    source = source_of(arguments.run, arguments.hf)
+def add_adapters(flags: argparse.ArgumentParser) -> None:
+    """The flag that names adapters of one model."""
+    flags.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an adapter (hub id, folder, or a run's hf/); several are compared, each with columns of its NAME. "
+        "With --hf: of that model, else of the one that it names",
+    )
+
+
+def classifiers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Name of an adapter -> the model with it, "" -> the model that --run or --hf names; of one model, read once."""
+    if not arguments.adapter:
+        return {"": classifier(arguments)}
+    if arguments.run:
+        raise UserError(f"--adapter with --run={arguments.run}: name the run's hf/ as another --adapter=NAME=FOLDER")
+    named = dict(_named(text) for text in arguments.adapter)
+    if len(named) < len(arguments.adapter):
+        raise UserError(f"--adapter: a NAME is there twice: {', '.join(text for text in arguments.adapter)}")
+    found: dict[str, Any] = {}
+    for name, folder in named.items():
+        like = next(iter(found.values()), None)
+        found[name] = classifier(arguments, source=folder, base=arguments.hf, like=like)
+    return found
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"--adapter={text!r}: write --adapter=NAME=FOLDER")
+    return name, folder
+
+
+def classifier(arguments: argparse.Namespace, source: str = "", **options: Any) -> Any:
+    """The model that `source`, or --run or --hf, names, with the run's columns where the flags name none."""
+    source = source or source_of(arguments.run, arguments.hf)
     task: dict[str, Any] = {}
     if arguments.run:
         _, _, section = task_of(arguments.run)
@@ -100,7 +135,7 @@ def classifier(arguments: argparse.Namespace) -> Any:
 
     numerics.self_check()
     cache.compile_cache(Path(source))
-    return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype)
+    return Classifier(source, task=task, length=arguments.length, dtype=arguments.dtype, **options)
 
 
 def task_of(run: str) -> tuple[Any, Any, Mapping[str, Any]]:

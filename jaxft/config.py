@@ -1,8 +1,8 @@
 """The config: loaded, checked before anything slow starts, resolved, dumped.
 
-Two kinds of section. A *call* (`data`, `task`, `peft`, `optim`, `schedule`) has a name and the keywords of the function that a
-registry finds under it: the function's signature is the schema. Every other section is one of the dataclasses below.
-There are no defaults here: a config file shows every field.
+Two kinds of section. A *call* (`data`, `task`, `peft`, `optim`, `schedule`) has a name and the keywords of the function
+that a registry finds under it: the function's signature is the schema. Every other section is one of the dataclasses
+below. There are no defaults here: a config file shows every field.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""python -m jaxft.export --run=RUN --out=DIR [--step=best|last|N] [--dtype=bfloat16] [--verify]"""
+"""python -m jaxft.export --run=RUN --out=DIR [--step=best|last|N] [--dtype=bfloat16] [--merge] [--verify]"""
 
 import argparse
 import dataclasses
@@ -24,6 +24,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="folder to write; must not exist or be an earlier export")
     parser.add_argument("--step", default="best", help="best, last, or the number of a checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the tensors")
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run with an adapter: the whole model, with the adapter merged into it",
+    )
     parser.add_argument(
         "--verify", action="store_true", help="reload the export and compare logits; refuse on a difference"
     )
@@ -51,10 +56,10 @@ def _export(arguments: argparse.Namespace, run: Any, raw: dict[str, Any]) -> Non
     cache.compile_cache(run.path)
     config = parse(raw)
     task = call(TASKS, raw["task"], "task")
-    net, params, meta, step = _restore(run, config, task, arguments.step)
+    net, params, meta, step = _restore(run, config, task, arguments.step, arguments.merge)
 
-    from jaxft import companions, inputs
-    from jaxft.hf import card, folder, hub
+    from jaxft import companions, exporting, inputs
+    from jaxft.hf import card, hub
 
     split, scores = _scores(run, step)
     hf_folder = hub.resolve(config.model.hf, weights=False) if config.model.hf else None
@@ -72,12 +77,13 @@ def _export(arguments: argparse.Namespace, run: Any, raw: dict[str, Any]) -> Non
             config=raw,
             measured_in=raw["model"]["param_dtype"],
             dtype=arguments.dtype,
+            adapter=exporting.exchanged(net),
         )
         beside = inputs.of(task, net.family).beside(config, net.cfg, run.tokenizer, hf_folder)
         check = functools.partial(_verify, arguments, out, net, own) if arguments.verify else None
-        dtype = arguments.dtype
-        folder.write(out, net, own, task=fields, beside=beside, source=source, dtype=dtype, card=text, check=check)
-        cli.say(f"step {step:,} written to {out} in {dtype}")
+        options = dict(task=fields, beside=beside, source=source, dtype=arguments.dtype, card=text, check=check)
+        exporting.export(out, net, own, base=base, **options)
+        cli.say(f"step {step:,} written to {out} in {arguments.dtype}")
 
     target = Path(arguments.out)
     for name, (also, whole) in companions.exported(net, params).items():
@@ -117,49 +123,77 @@ def _verify(arguments: argparse.Namespace, out: Path, net: Any, params: Any, fol
     cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
 
 
-def _restore(run: Any, config: Any, task: Any, wanted: str) -> tuple[Any, Any, dict[str, Any], int]:
-    """(network with the companions that are exported, parameters of all, the checkpoint's "model" record, step)."""
-    from flax.traverse_util import unflatten_dict
+def _restore(run: Any, config: Any, task: Any, wanted: str, merge: bool) -> tuple[Any, Any, dict[str, Any], int]:
+    """(network with the companions that are exported, parameters of all, the checkpoint's "model" record, step).
 
-    from jaxft import build, companions, sharding, state
+    `merge`: a plain network, with what was added to it merged.
+    """
+    from jaxft import adapters, build, companions, sharding
     from jaxft.checkpoint import Checkpoints
     from jaxft.models import MODELS
+    from jaxft.peft import PEFT
     from jaxft.registry import lookup
 
     checkpoints = Checkpoints(run.checkpoints, keep=1, say=cli.say, read_only=True)
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"--run={run.place} has no checkpoint yet")
-    if wanted in ("best", "last"):
-        best = checkpoints.best() if wanted == "best" else None
-        newest = checkpoints.newest()
-        step = best if best is not None else newest
-    elif wanted.isdecimal() and int(wanted) in steps:
-        step = int(wanted)
-    else:
-        raise UserError(f"--step={wanted}: the run has best, last, {', '.join(map(str, steps))}")
-    assert step is not None
+    step = _step(run, checkpoints, wanted)
     meta = checkpoints.meta(step)
     model = meta["model"]
     family = lookup(MODELS, model["family"], "model.name")
     mesh = sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1, "context": 1, "expert": 1})
     # What --verify compares is not the rounding, and this machine need not be like the one that trained.
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32", attention="auto"))
-    net = build.network(
-        family,
-        family.Config(**model["config"]),
-        head=model["head"],
-        outputs=model["outputs"],
-        model=config.model,
-        rules=config.sharding,
-        mesh=mesh,
-    )
+    options = dict(head=model["head"], outputs=model["outputs"], rules=config.sharding, mesh=mesh)
+    make = functools.partial(build.network, family, family.Config(**model["config"]), **options)
+    net = make(model=config.model, peft=call(PEFT, config.peft, "peft"))
     net = companions.attach_recorded(net, task, model["companions"], config)
-    where = state.stored_weights(net.tree, checkpoints.paths(step))
-    arrays = checkpoints.restore(step, where, partial=True)
-    params = unflatten_dict({path.partition("/")[2]: array for path, array in arrays.items()}, sep="/")
+    params = _parameters(net, checkpoints, step, config)
     checkpoints.close()
+    if merge:
+        if not net.added:
+            raise UserError(f"--merge: {run.place} is a run without an adapter (peft.name={config.peft['name']!r})")
+        params = adapters.merged(net, params)
+        net = make(model=dataclasses.replace(config.model, frozen_dtype=""))
     return net, params, model, step
+
+
+def _parameters(net: Any, checkpoints: Any, step: int, config: Any) -> Any:
+    """All parameters: those of the checkpoint, and what it does not hold of the model that training began with."""
+    from flax.traverse_util import flatten_dict, unflatten_dict
+
+    from jaxft import build, state
+    from jaxft.hf import files, hub
+
+    paths = checkpoints.paths(step)
+    where = state.stored_weights(net.tree, paths)
+    if net.peft.frozen:
+        where = {path: leaf for path, leaf in where.items() if path in paths}
+    arrays = checkpoints.restore(step, where, partial=True)
+    held = {path.partition("/")[2]: array for path, array in arrays.items()}
+    if not net.peft.frozen:
+        return unflatten_dict(held, sep="/")
+    folder = hub.resolve(config.model.hf) if config.model.hf else None
+    known = checkpoints.meta(step)["identity"].get("model.hf")
+    if folder is not None and files.weights_digest(folder) != known:
+        raise UserError(
+            f"model.hf={config.model.hf!r} holds other weights than when step {step} was trained on them; restore them"
+        )
+    params, _ = build.parameters(net, folder, config.seed, config.model.reset_head)
+    return unflatten_dict(flatten_dict(params, sep="/") | held, sep="/")
+
+
+def _step(run: Any, checkpoints: Any, wanted: str) -> int:
+    """The step that --step names. Raises UserError where there is none."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--run={run.place} has no checkpoint yet")
+    if wanted in ("best", "last"):
+        best = checkpoints.best() if wanted == "best" else None
+        step = best if best is not None else checkpoints.newest()
+        assert step is not None
+        return step
+    if not wanted.isdecimal() or int(wanted) not in steps:
+        raise UserError(f"--step={wanted}: the run has best, last, {', '.join(map(str, steps))}")
+    return int(wanted)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxft import companions, processes, report, runfolder, state
-from jaxft.hf import card, folder
+from jaxft import companions, exporting, processes, report, runfolder, state
+from jaxft.hf import card
 from jaxft.registry import UserError
 from jaxft.writer import json_numbers
 
@@ -33,10 +33,11 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
             config=raw,
             measured_in=run.config.model.param_dtype,
             dtype=run.config.model.param_dtype,
+            adapter=exporting.exchanged(net),
         )
         beside = run.reader.beside(run.config, net.cfg, run.folder.tokenizer, run.inputs.hf_folder)
         dtype = run.config.model.param_dtype
-        folder.write(target, net, own, task=task, beside=beside, source=source, dtype=dtype, card=text)
+        exporting.export(target, net, own, base=base, task=task, beside=beside, source=source, dtype=dtype, card=text)
 
     for name, (also, whole) in companions.exported(run.net, params).items():
         export(companions.folder_of(run.folder.hf, name), also.net, whole, {}, also.wish.hf, also.folder)
@@ -52,11 +53,18 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
     curves = "tensorboard/, " if run.config.log.tensorboard else ""
     run.say(
-        f"written to {run.folder.place}: hf/ (weights, {use['name']}, card), report.html, report.json, metrics.jsonl, "
-        f"{curves}checkpoints/\n"
-        f"load {'a copy of ' if run.folder.mirror else ''}it with:\n"
-        f'  {use["model"]}.from_pretrained("{hf}"), {use["reader"]}.from_pretrained("{hf}")'
+        f"written to {run.folder.place}: hf/ ({'adapter' if exporting.exchanged(run.net) else 'weights'}, {use['name']}, "
+        f"card), report.html, report.json, metrics.jsonl, {curves}checkpoints/\n"
+        f"load {'a copy of ' if run.folder.mirror else ''}it with:\n  {_loads(run, use, hf)}"
     )
+
+
+def _loads(run: Any, use: Mapping[str, str], hf: str) -> str:
+    """How Python opens what was written."""
+    if not exporting.exchanged(run.net):
+        return f'{use["model"]}.from_pretrained("{hf}"), {use["reader"]}.from_pretrained("{hf}")'
+    base = f'{use["model"]}.from_pretrained("{run.config.model.hf}", config=AutoConfig.from_pretrained("{hf}"))'
+    return f'PeftModel.from_pretrained({base}, "{hf}")'
 
 
 def _chosen(run: Any) -> tuple[Any, int]:

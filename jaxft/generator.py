@@ -1,6 +1,7 @@
 """A hub folder, ready to write texts: what generate runs."""
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,12 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxft import build, sharding
+from jaxft import adapters, build, sharding
 from jaxft.config import Model, Sharding
 from jaxft.generation import settings
 from jaxft.hf import generation as hf_generation
-from jaxft.hf import hub, tokenizer
-from jaxft.hf import load as hf_load
+from jaxft.hf import tokenizer
 from jaxft.registry import UserError
 from jaxft.texts import Texts, wanted
 
@@ -30,8 +30,8 @@ class Generator:
     def __init__(self, source: str, flags: Mapping[str, Any], *, dtype: str, batch: int, tensor: int, seed: int):
         """`flags` stand over generation_config.json (settings.read); `batch` is the most rows that are written at once,
         `tensor` the number of devices that share one row. `said` is what there is to say."""
-        folder = hub.resolve(source)
-        hf = hf_load.read_config(folder)
+        at = adapters.opened(source)
+        folder, hf = at.beside, at.hf
         mesh = _mesh(tensor)
         if dtype == "auto":
             dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
@@ -48,17 +48,17 @@ class Generator:
         chosen, self.said = settings.read(
             asked, flags, pad=self.encoder.pad_id, eos=() if end is None else (end,), decoder=decoder
         )
-        self.net = build.network(
-            family, cfg, head=hf_generation.HEADS[family.KIND], outputs=2, model=section, rules=RULES, mesh=mesh
-        )
+        head = hf_generation.HEADS[family.KIND]
+        options = dict(head=head, outputs=2, model=section, rules=RULES, mesh=mesh)
+        make = functools.partial(build.network, family, cfg, **options)
+        self.net, params, _, new = adapters.loaded(make, at)
+        if new:
+            raise UserError(f"{source} has no trained {head} head: it lacks {', '.join(new)}; it cannot write texts")
         self.texts = Texts(self.net, chosen, batch=batch, start=start, seed=seed)
         self._said_long = False
         if self.texts.most and "max_new_tokens" not in asked and flags.get("max_new_tokens") is None:
             room = min(chosen.new, max(1, self.texts.most // 2))
             self.texts = Texts(self.net, dataclasses.replace(chosen, new=room), batch=batch, start=start, seed=seed)
-        params, said = build.parameters(self.net, folder, seed=0, reset_head=False)
-        if any(line.startswith("new") for line in said):
-            raise UserError(f"{source} has no trained {self.net.head} head: {said[0]}; it cannot write texts")
         self.params = self.net.apart(params)
 
     def ids(self, prompts: Sequence[str], places: Sequence[str], *, special: bool = True) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ Of a model that reads images, --input may also be a folder of them.
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output", required=True, help="jsonl file to write; the rows of the input with a prediction each"
     )
+    cli.add_adapters(parser)
     parser.add_argument(
         "--on_bad", choices=("stop", "skip"), default="stop", help="skip: such rows get an 'error' instead"
     )
@@ -35,13 +37,14 @@ def predict(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     cli.check_output(output, Path(arguments.input))
     rows = cli.read_input(arguments.input, images=True)  # what is wrong with it is said before the model loads
-    classifier = cli.classifier(arguments)
+    classifiers = cli.classifiers(arguments)
+    classifier = next(iter(classifiers.values()))
     count = labelled = 0
     with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:
         for chunk in cli.chunks(rows, classifier.reader.most):
             if not count:
                 _check_columns(chunk, classifier.task)
-            records, good = _label(chunk, classifier, arguments.on_bad)
+            records, good = _label(chunk, classifiers, arguments.on_bad)
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             count, labelled = count + len(records), labelled + good
     errors = f", {count - labelled:,} rows with an error" if count > labelled else ""
@@ -57,8 +60,11 @@ def _check_columns(chunk: list[tuple[str, Any]], task: Any) -> None:
         task.check_columns({"input": Split(rows, "", str)}, labelled=False, option="--")
 
 
-def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[list[dict[str, Any]], int]:
-    """One record a row, in order, the row with its prediction or an error; and how many have a prediction."""
+def _label(
+    chunk: list[tuple[str, Any]], classifiers: Mapping[str, Any], on_bad: str
+) -> tuple[list[dict[str, Any]], int]:
+    """One record a row, in order, the row with its predictions or an error; and how many have a prediction."""
+    classifier = next(iter(classifiers.values()))
     examples, rows, records, places, wheres = [], [], [], [], []
     for where, row in chunk:
         try:
@@ -75,10 +81,12 @@ def _label(chunk: list[tuple[str, Any]], classifier: Any, on_bad: str) -> tuple[
         records.append(dict(row))
         rows.append(row)
         examples.append(example)
-    if examples:
-        predictions = classifier.task.predictions(classifier.logits(examples, wheres), rows)
+    for name, one in classifiers.items() if examples else ():
+        given = examples if one is classifier else [one.example(row, labelled=False) for row in rows]
+        start = f"{name}_predicted" if name else "predicted"
+        predictions = one.task.predictions(one.logits(given, wheres), rows)
         for place, prediction in zip(places, predictions, strict=True):
-            records[place] |= {f"predicted_{name}": value for name, value in prediction.items()}
+            records[place] |= {f"{start}_{field}": value for field, value in prediction.items()}
     return records, len(examples)
 
 

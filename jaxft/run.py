@@ -162,7 +162,7 @@ class Run:
         return self.read(step)
 
     def read(self, step: int) -> TrainState:
-        """The state that a checkpoint was made of. What it does not hold is that of the network that training began with."""
+        """The state that a checkpoint was made of; what it does not hold is as it was when training began."""
         held = self.checkpoints.restore(step, state.saved(self.net, self.plan.abstract))
         if not self.net.peft.frozen:
             return held

@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxft.hf import adapters
+from jaxft.layers import quantized
+from jaxft.registry import UserError
+
 Batch = dict[str, np.ndarray]
 WHOLE = ("sequence", "multiple_choice")  # heads that judge whole inputs
 ROWS, LENGTH = 4, 128  # positions past 64 show errors that short inputs hide
@@ -20,9 +24,10 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
     tensors: the parameters in memory are rounded alike.
     """
     batch, given = _images(net) if net.family.KIND == "vision" else _texts(net)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), params)
+    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), quantized.decoded(params, dtype))
     expected = _ours(net, rounded, batch)
-    torch = importlib.util.find_spec("torch") is not None
+    needed = ("torch", "peft") if adapters.is_adapter(folder) else ("torch",)
+    torch = all(importlib.util.find_spec(name) is not None for name in needed)
     found = _theirs(folder, net, given) if torch else _reread(folder, net, batch)
     if net.head not in WHOLE:  # logits of padding are nobody's
         found, expected = found[batch["segment"] > 0], expected[batch["segment"] > 0]
@@ -72,6 +77,8 @@ def _ours(net: Any, params: Any, batch: Batch) -> np.ndarray:
 def _reread(folder: Path, net: Any, batch: Batch) -> np.ndarray:
     from jaxft import build
 
+    if adapters.is_adapter(folder):
+        raise UserError("--verify of an adapter needs the peft library: pip install jaxft[peft]")
     params, _ = build.parameters(net, folder, seed=0, reset_head=False)
     return _ours(net, jax.tree.map(lambda x: x.astype(jnp.float32), params), batch)
 
@@ -84,8 +91,15 @@ def _theirs(folder: Path, net: Any, given: Batch) -> np.ndarray:
     logging.disable_progress_bar()  # of loading, which takes no time here
     cls = getattr(transformers, net.family.HF_ARCHITECTURES[net.head])
     # Eager attention is the definition of a model: transformers 4's faster ones leave out the soft cap of Gemma 2.
-    how = dict(dtype=torch.float32, attn_implementation="eager")
-    model = cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **how).eval()
+    how = dict(dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True)
+    if adapters.is_adapter(folder):
+        import peft
+
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+        base = adapters.read_config(folder)["base_model_name_or_path"]
+        model = peft.PeftModel.from_pretrained(cls.from_pretrained(base, config=config, **how), str(folder)).eval()
+    else:
+        model = cls.from_pretrained(str(folder), **how).eval()
     if net.head == "multiple_choice":  # the texts are the choices of one question
         given = {name: array[None] for name, array in given.items()}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Folders of adapters, in the layout of the `peft` library: weights of what was added, and a config that says to what."""
+"""Folders of adapters as the `peft` library has them: weights of what was added, and a config that says to what."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    return (folder / CONFIG).is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _whole(tensor: files.Stored) -> np.ndarray:
 
 
 def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     whole = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    save_file(whole, folder / WEIGHTS, METADATA)
+    (folder / WEIGHTS).write_bytes(as_bytes(whole, METADATA))

@@ -14,7 +14,16 @@ from jaxft.registry import UserError
 
 # Weights in safetensors, configs, tokenizers; nothing else is ever read. No folders: those hold other formats. But for
 # one, in which sentence-transformers keeps how vectors are pooled (1_Pooling, and so nothing that begins otherwise).
-WANTED = ["*.json", "model*.safetensors", "*.txt", "*.model", "*.jinja", "*.spm", "*.codes"]
+WANTED = [
+    "*.json",
+    "model*.safetensors",
+    "adapter_model.safetensors",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.spm",
+    "*.codes",
+]
 UNWANTED = ["[!1]*/*"]
 CONNECT_SECONDS = 1.0
 

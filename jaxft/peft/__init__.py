@@ -1,8 +1,8 @@
 """Parameter-efficient fine-tuning: what is added to a network that stays as it was, and trains in its place.
 
 A method is a frozen dataclass of its options (methods.py says what it answers). It puts modules into the slots that
-layers have (`adapter`), before anything is allocated; from then on its parameters are parameters of the network like all
-others, at paths with `adapter` in them. exchange.py says how the `peft` library calls the layers that they stand beside.
+layers have (`adapter`), before anything is allocated; from then on its parameters are parameters of the network like
+all others, at paths with `adapter` in them. exchange.py says how the `peft` library calls the layers beside them.
 """
 
 PEFT = {

@@ -32,12 +32,12 @@ def by_rank(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Method):
-    """y = x W + scale * dropout(x) A B, with scale = alpha / rank, or alpha / sqrt(rank) (`rslora`, Kalajdzievski 2023).
+    """y = x W + scale * dropout(x) A B, with scale = alpha / rank.
 
-    `dora`: and each output is given a length of its own, which trains (Liu et al. 2024). `b_rate`: the learning rate of
-    B is as many times that of A (LoRA+, Hayou et al. 2024). `init`: how A begins, B being zero: "default" as in peft,
-    "gaussian", or "pissa": A and B begin as the largest singular vectors of W, and what they compute at the beginning is
-    taken off (Meng et al. 2024).
+    `rslora`: alpha / sqrt(rank) instead (Kalajdzievski 2023). `dora`: and each output is given a length of its own,
+    which trains (Liu et al. 2024). `b_rate`: the learning rate of B is as many times that of A (LoRA+, Hayou et al.
+    2024). `init`: how A begins, B being zero: "default" as in peft, "gaussian", or "pissa": A and B begin as the
+    largest singular vectors of W, and what they compute at the beginning is taken off (Meng et al. 2024).
     """
 
     peft_type = "LORA"
@@ -166,8 +166,8 @@ class Lora(Method):
         """The method that an adapter is of, and its parameters, which are taken out of `tensors`."""
         if config.get("init_lora_weights") not in (True, False, None, "gaussian", "eva", "orthogonal"):
             raise UserError(
-                f"{folder}: init_lora_weights={config['init_lora_weights']!r} has changed the weights of its model, too; "
-                "save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA of it"
+                f"{folder}: init_lora_weights={config['init_lora_weights']!r} has changed the weights of its model, "
+                "too; save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA of it"
             )
         rslora, dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
         ranks, alphas, added = {}, {}, {}
@@ -259,8 +259,8 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 def principal(kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, jax.Array]:
     """A [..., in, rank] and B [..., rank, out] with scale A B the best approximation of that rank of the kernel.
 
-    By subspace iteration from a fixed beginning (Halko et al. 2011, algorithm 4.4), since a whole decomposition of large
-    kernels takes minutes each.
+    By subspace iteration from a fixed beginning (Halko et al. 2011, algorithm 4.4), since a whole decomposition takes
+    minutes for each large kernel.
     """
 
     def one(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,127 @@
+"""What a run leaves in its hf/: an adapter as the `peft` library has it, or else the whole network.
+
+hf/adapter_config.json          the method, its layers, the model that it belongs to
+   adapter_model.safetensors    what was added, and what trained whole beside it
+   config.json                  the model's, with the labels of the head that was trained
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxft import adapters, disk
+from jaxft.hf import adapters as files
+from jaxft.hf import folder as hf_folder
+from jaxft.hf import save
+from jaxft.hf.layout import rows
+from jaxft.layers import quantized
+from jaxft.network import Network
+from jaxft.peft.exchange import PREFIX, Tensors
+from jaxft.peft.methods import Flat
+
+TASK_TYPES = {
+    "sequence": "SEQ_CLS",
+    "token": "TOKEN_CLS",
+    "span": "QUESTION_ANS",
+    "causal_lm": "CAUSAL_LM",
+    "seq2seq_lm": "SEQ_2_SEQ_LM",
+    "vectors": "FEATURE_EXTRACTION",
+}
+BESIDE = (*hf_folder.BESIDE, files.CONFIG)
+
+
+def exchanged(net: Network) -> bool:
+    """Whether what the run trained is a folder of the `peft` library; if not, its whole network is exported."""
+    return bool(net.added) and net.peft.peft_type != ""
+
+
+def export(
+    target: Path,
+    net: Network,
+    params: Any,
+    *,
+    base: str,
+    task: Mapping[str, Any],
+    beside: Callable[[Path], object],
+    source: Path | None,
+    dtype: str,
+    card: str,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes what a run trained: an adapter of `base`, or else the whole network in `dtype` (hf.folder.write)."""
+    own = dict(task=task, beside=beside, card=card, check=check)
+    if exchanged(net):
+        write(target, net, params, base=base, **own)
+    else:
+        whole = quantized.decoded(params, jnp.dtype(dtype))
+        hf_folder.write(target, net, whole, source=source, dtype=dtype, **own)
+
+
+def write(
+    folder: Path,
+    net: Network,
+    params: Any,
+    *,
+    base: str,
+    task: Mapping[str, Any],
+    beside: Callable[[Path], object],
+    card: str,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes what a run added to the model `base` so that the `peft` library opens it; as hf.folder.write otherwise.
+
+    With several processes all must call it.
+    """
+    flat = flatten_dict(params, sep="/")
+    added = {path: save.gather(flat[path], ()) for path in net.added}
+    fields, tensors = net.peft.to_hub(adapters.modules(net), added)
+    wholes = _wholes(net, flat)
+    config = {
+        "peft_type": net.peft.peft_type,
+        "task_type": TASK_TYPES.get(net.head),
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
+        **fields,
+    }
+    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
+        if jax.process_index() == 0:
+            files.save(new, tensors | {PREFIX + name: array for name, array in wholes.items()})
+            save.save_json(new, files.CONFIG, config)
+            save.save_json(new, hf_folder.CONFIG, hf_folder.config_of(net, task, "float32"))
+            beside(new)
+            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
+            if check is not None:
+                check(new)
+
+
+def _wholes(net: Network, flat: Flat) -> Tensors:
+    """Hub name -> tensor of what trained whole beside what was added."""
+    paths = [path for path in net.table if net.peft.saves(path, net.head)]
+    table = {path: row for path, row in rows(net.table).items() if path in paths}
+    sharing: dict[str, list[str]] = {}
+    for path, row in table.items():
+        sharing.setdefault(row.name, []).append(path)
+    tensors: Tensors = {}
+    for together in sharing.values():
+        row = table[together[0]]
+        whole = {path: save.gather(flat[path], ()) for path in together}
+        whole = {path: array[tuple(slice(0, n) for n in net.stored[path])] for path, array in whole.items()}
+        for index, name in row.tensors(net.stored[together[0]]):
+            views = [table[path].layout.to_disk(array[index]) for path, array in whole.items()]
+            tensors[name] = views[0] if len(views) == 1 else np.concatenate(views, row.layout.joined)
+    return tensors
+
+
+def _module_of(net: Network, name: str) -> str:
+    """What modules_to_save calls the layer of a tensor: of a head the outermost module that is the head's alone."""
+    bare = name.removeprefix(net.family.HF_PREFIX)
+    head = {
+        row.name.removeprefix(net.family.HF_PREFIX) for path, row in rows(net.table).items() if path.startswith("head/")
+    }
+    return bare.split(".")[0] if bare in head else bare.rpartition(".")[0]
