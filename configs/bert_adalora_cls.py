@@ -2,7 +2,7 @@
 
 python -m jaxft.main --config=configs/bert_mlm.py               first: the BERT of the embedded run, runs/bert_mlm/hf
 python -m jaxft.main --config=configs/bert_adalora_cls.py       docstrings -> library
-python -m jaxft.main --config=configs/bert_adalora_cls.py:sst2  of google-bert/bert-base-cased on GLUE SST-2 (TPU or GPU)
+python -m jaxft.main --config=configs/bert_adalora_cls.py:sst2  of google-bert/bert-base-cased on GLUE SST-2 (GPU, TPU)
 python -m jaxft.main --config=configs/bert_adalora_cls.py:files --config.data.train=train.jsonl    of BERT-base on your
     data
 """

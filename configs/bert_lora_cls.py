@@ -3,10 +3,11 @@
 python -m jaxft.main --config=configs/bert_mlm.py            first: the BERT of the embedded run, runs/bert_mlm/hf
 python -m jaxft.main --config=configs/bert_lora_cls.py       docstrings -> library, a LoRA of it and a new head
 python -m jaxft.main --config=configs/bert_lora_cls.py:sst2  of google-bert/bert-base-cased on GLUE SST-2 (TPU or GPU)
-python -m jaxft.main --config=configs/bert_lora_cls.py:files --config.data.train=train.jsonl    of BERT-base on your data
+python -m jaxft.main --config=configs/bert_lora_cls.py:files --config.data.train=train.jsonl    of BERT-base on your
+    data
 
-What is left in hf/ is an adapter, which the `peft` library opens; `python -m jaxft.export --merge` makes a whole model of
-it. Another method is a section of its own: --config.peft="{'name': 'ia3'}" (docs/peft.md has them all).
+What is left in hf/ is an adapter, which the `peft` library opens; `python -m jaxft.export --merge` makes a whole model
+of it. Another method is a section of its own: --config.peft="{'name': 'ia3'}" (docs/peft.md has them all).
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 python -m jaxft.main --config=configs/chat_sft.py                first: the Llama of the embedded run, runs/chat_sft/hf
 python -m jaxft.main --config=configs/llama_qlora_sft.py         it learns to say another thing, docstrings' questions
 python -m jaxft.main --config=configs/llama_qlora_sft.py:files --config.data.train=train.jsonl
-    --config.model.hf=meta-llama/Llama-3.1-8B-Instruct           on your conversations (configs/chat_sft.py says how they
-    are given); fits one TPU v5e chip or GPU of 16 GB: python -m jaxft.plan --topology=v5e:1x1 (docs/results.md)
+    Llama-3.1-8B-Instruct on your conversations (configs/chat_sft.py says how they are given): fits one TPU v5e chip or
+    a GPU of 16 GB, by python -m jaxft.plan --topology=v5e:1x1 (docs/results.md)
 """
 
 from ml_collections import ConfigDict

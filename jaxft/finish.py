@@ -52,9 +52,10 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     hf = "hf" if run.folder.mirror else str(run.folder.hf)
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
     curves = "tensorboard/, " if run.config.log.tensorboard else ""
+    what = "adapter" if exporting.exchanged(run.net) else "weights"
     run.say(
-        f"written to {run.folder.place}: hf/ ({'adapter' if exporting.exchanged(run.net) else 'weights'}, {use['name']}, "
-        f"card), report.html, report.json, metrics.jsonl, {curves}checkpoints/\n"
+        f"written to {run.folder.place}: hf/ ({what}, {use['name']}, card), "
+        f"report.html, report.json, metrics.jsonl, {curves}checkpoints/\n"
         f"load {'a copy of ' if run.folder.mirror else ''}it with:\n  {_loads(run, use, hf)}"
     )
 

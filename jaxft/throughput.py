@@ -23,9 +23,12 @@ def model_flops(net: Any, task: Any, attended: float) -> float:
 
 
 def _flops(net: Any, attended: float, read: float) -> float:
-    """Of one network, with a head of words."""
+    """Of one network, with a head of words; what a method of peft adds to it is left out."""
     words = 6 * read * net.cfg.vocab * net.cfg.d_model if net.head.endswith("_lm") else 0.0
-    return net.family.flops_per_token(net.cfg, attended, read) + words
+    whole = net.family.flops_per_token(net.cfg, attended, read) + words
+    of_weights = net.family.flops_per_token(net.cfg, 0.0, read) + words
+    # Of weights that stay nobody asks the gradient, which is a third of the work that they are in.
+    return whole - of_weights / 3 if net.peft.frozen else whole
 
 
 @dataclass(frozen=True)
