@@ -249,7 +249,8 @@ def assert_same_end(workdir: Path, other: Path) -> None:
     assert left.keys() == right.keys() and int(left["step"]) == last
     for name in right:
         assert left[name].tobytes() == right[name].tobytes(), name
-    for name in ("batches.log", "hf/model.safetensors", "hf/tokenizer.json", "report.json"):
+    weights = "adapter_model" if (other / "hf" / "adapter_config.json").exists() else "model"
+    for name in ("batches.log", f"hf/{weights}.safetensors", "hf/tokenizer.json", "report.json"):
         assert (workdir / name).read_bytes() == (other / name).read_bytes(), name
     assert leftovers(workdir) == []
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxft.hf import files, read
-from jaxft.hf.save import METADATA
+from jaxft.hf.save import header
 from jaxft.registry import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -40,7 +40,7 @@ def _whole(tensor: files.Stored) -> np.ndarray:
 
 
 def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save as as_bytes
-
-    whole = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    (folder / WEIGHTS).write_bytes(as_bytes(whole, METADATA))
+    """Writes them as float32, equal ones to equal bytes."""
+    whole = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
+    begin = header({name: array.shape for name, array in whole.items()}, "F32", 4)
+    (folder / WEIGHTS).write_bytes(b"".join((begin, *(array.tobytes() for array in whole.values()))))

@@ -119,14 +119,7 @@ def _write(
     """Header, then the bytes of tensor after tensor. `stream` is None in a process that only helps to gather."""
     code, kind = DTYPES[dtype]
     if stream is not None:
-        header: dict[str, Any] = {"__metadata__": METADATA}
-        end = 0
-        for tensor in shard:
-            begin, end = end, end + math.prod(tensor.shape) * np.dtype(kind).itemsize
-            header[tensor.name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format asks for tensors aligned to 8 bytes
-        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(header({tensor.name: tensor.shape for tensor in shard}, code, np.dtype(kind).itemsize))
     for tensor in shard:
         pieces = [gather(flat[path], tensor.index) for path in tensor.paths]
         if stream is not None:
@@ -136,6 +129,18 @@ def _write(
     if stream is not None:
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def header(shapes: Mapping[str, tuple[int, ...]], code: str, itemsize: int) -> bytes:
+    """What a file of tensors of one dtype begins with; they follow one another in that order."""
+    entries: dict[str, Any] = {"__metadata__": METADATA}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + math.prod(shape) * itemsize
+        entries[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for tensors aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text
 
 
 def gather(param: Any, index: tuple[int, ...]) -> np.ndarray:

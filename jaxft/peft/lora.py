@@ -236,6 +236,7 @@ class LoraAdapter(Adapter):
         share = (self.length[...] / jax.lax.stop_gradient(lengths(whole))).astype(x.dtype)
         dropped = self.dropped(x, self.drop)
         # Without dropout both are of one x; with it, as in peft, only what is added to the plain layer is of the other.
+        share = share.reshape((1,) * (x.ndim - 1) + share.shape)
         y = layer.plain(dropped, bias=False) * (share - 1) + self._thin(dropped) * share
         return layer.plain(x) + y
 
@@ -274,7 +275,7 @@ def principal(kernel: jax.Array, rank: int, scale: float) -> tuple[jax.Array, ja
         q, _ = jax.lax.scan(turn, jnp.linalg.qr(jnp.matmul(kernel, first, precision="highest"))[0], None, length=POWER)
         u, s, v = jnp.linalg.svd(jnp.matmul(q.T, kernel, precision="highest"), full_matrices=False)
         root = jnp.sqrt(s[:rank] / scale)
-        return jnp.matmul(q, u[:, :rank], precision="highest") * root, root[:, None] * v[:rank]
+        return jnp.matmul(q, u[:, :rank], precision="highest") * root[None], root[:, None] * v[:rank]
 
     mapped = jax.vmap(one) if kernel.ndim == 3 else one
     return jax.jit(mapped)(kernel)

@@ -1,0 +1,114 @@
+"""Adapters here and in the `peft` library are the same: outputs agree both ways, whoever wrote them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxft import adapters
+from jaxft.peft.lora import Lora
+from jaxft.registry import UserError
+from tests.peft import made
+
+# Of the peft library about transformers, and about a base that is not on the hub.
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
+TOLERANCE = 1e-5  # of float32 logits; never loosened
+FAMILIES = {
+    "bert": "sequence",
+    "llama": "causal_lm",
+    "qwen3": "causal_lm",
+    "t5": "seq2seq_lm",
+    "gpt2": "causal_lm",  # its three projections are one Conv1D on the hub
+    "mixtral": "causal_lm",
+}
+METHODS = {
+    "lora": Lora(),
+    "dora": Lora(target="all-linear", rank=4, rslora=True, dora=True),
+    "pissa": Lora(target=(r".*/attn/(q|v)",), rank=3, init="pissa"),  # of a fused projection the third part is zero
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_peft_computes_what_we_do_and_reads_and_writes_the_same_files(name, method, tmp_path):
+    pytest.importorskip("peft")
+    make = made.maker(name, FAMILIES[name])
+    net = make(peft=METHODS[method])
+    first = made.parameters(net)
+    params = made.moved(net, first)
+    made.write_base(tmp_path / "base", make(), first)
+    made.write_adapter(tmp_path / "ours", net, params, tmp_path / "base")
+    batch, given = made.texts(net)
+    ours = made.logits(net, params, batch)
+    theirs = made.with_peft(net, tmp_path / "base", tmp_path / "ours")
+    assert np.abs(made.their_logits(theirs, net, batch, given) - ours).max() <= TOLERANCE
+    assert np.abs(made.logits(net, first, batch) - ours).max() > 1e-2, "the adapter changes nothing"
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    for folder in ("ours", "theirs"):
+        again, adapter = adapters.network(make, tmp_path / folder)
+        read = adapters.applied(again, first_of(again, first), adapter)
+        assert np.abs(made.logits(again, read, batch) - ours).max() <= TOLERANCE, folder
+
+
+def first_of(net, first):
+    """Parameters for `net` that begin with those of the base."""
+    base, own = made.plain(first), made.parameters(net)
+    return joined(own, base)
+
+
+def joined(a, b):
+    return {k: joined(v, b[k]) if isinstance(v, dict) and k in b else b.get(k, v) for k, v in a.items()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_merged_weights_compute_what_the_adapter_does(name, method):
+    make = made.maker(name, FAMILIES[name])
+    net = make(peft=METHODS[method])
+    params = made.moved(net, made.parameters(net))
+    batch, _ = made.texts(net)
+    merged = made.logits(make(), adapters.merged(net, params), batch)
+    assert np.abs(merged - made.logits(net, params, batch)).max() <= TOLERANCE
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An adapter of the tiny BERT."""
+    net = made.maker("bert", "sequence")(peft=Lora())
+    made.write_adapter(tmp_path / "adapter", net, made.parameters(net), "some/base")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_of_a_model_of_other_sizes_is_refused_with_the_dimensions(folder):
+    with pytest.raises(UserError, match=r"adapter of another model: .*lora_A.weight is \[8, 32\].* needs \[rank, 48\]"):
+        wide = made.maker("bert", "sequence")
+        import dataclasses
+        import functools
+
+        cfg = dataclasses.replace(wide.args[1], d_model=48)
+        adapters.network(functools.partial(wide.func, wide.args[0], cfg, **wide.keywords), folder)
+
+
+def test_an_adapter_of_another_family_is_refused_with_what_has_no_place(folder):
+    with pytest.raises(UserError, match=r"has no place for base_model.model.bert.encoder"):
+        adapters.network(made.maker("llama", "sequence"), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "OFT"}, "peft_type='OFT' is not known; known: .*LORA"),
+        ({"init_lora_weights": "olora"}, "save it with path_initial_model_for_weight_conversion"),
+    ],
+)
+def test_a_config_that_says_something_else_is_refused(folder, change, message):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=message):
+        adapters.network(made.maker("bert", "sequence"), folder)
+
+
+def test_pickled_weights_are_never_read(folder):
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model.safetensors"):
+        adapters.network(made.maker("bert", "sequence"), folder)
