@@ -17,7 +17,7 @@ from jaxft.hf import folder as hf_folder
 from jaxft.hf import hub, processor, tokenizer
 from jaxft.hf import load as hf_load
 from jaxft.hf.layout import parts, rows
-from jaxft.layers import quantized
+from jaxft.layers import frozen
 from jaxft.network import Network
 from jaxft.peft import PEFT_TYPES
 from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
@@ -193,7 +193,7 @@ def applied(net: Network, params: Any, adapter: Adapter) -> Any:
 
 def merged(net: Network, params: Any) -> Any:
     """The parameters of a plain network that computes what `net` does. Raises UserError for a method that has none."""
-    flat = flatten_dict(quantized.decoded(params, jnp.float32), sep="/")
+    flat = flatten_dict(frozen.decoded(params, jnp.float32), sep="/")
     plain = {path: leaf for path, leaf in flat.items() if not is_added(path)}
     for layer in sorted({path.partition("/adapter/")[0] for path in net.added}):
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)

@@ -18,7 +18,7 @@ from jaxft import sharding
 from jaxft.config import Model as ModelSection
 from jaxft.config import Sharding as ShardingSection
 from jaxft.hf import load as hf_load
-from jaxft.layers import quantized
+from jaxft.layers import frozen
 from jaxft.layers.kernels import choice
 from jaxft.layers.stack import Execution
 from jaxft.models import ABSENT, MODELS
@@ -69,7 +69,7 @@ def network(
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         matrix = sum(letter not in sharding.STACKED for letter in axes) > 1
         kept = model.frozen_dtype if matrix and not peft.trains(path, head) else ""
-        dtype = jnp.dtype("bfloat16" if kept in quantized.KINDS else kept or model.param_dtype)
+        dtype = jnp.dtype("bfloat16" if kept in frozen.KINDS else kept or model.param_dtype)
         abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         letters[path] = axes
         stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
@@ -101,11 +101,11 @@ def _quantized(abstract: Any, letters: Any, kind: str, trains: Callable[[str], b
 
     Not of routers, which decide by small differences.
     """
-    if kind not in quantized.KINDS:
+    if kind not in frozen.KINDS:
         return {}
     kernels = [path for path in abstract if letters[path][0] in sharding.STACKED and path.endswith("/kernel")]
     kernels = [path for path in kernels if "router" not in path.split("/") and not trains(path)]
-    return {path: kind for path in kernels if quantized.fits(abstract[path].shape)}
+    return {path: kind for path in kernels if frozen.fits(abstract[path].shape)}
 
 
 def _check_experts(
@@ -233,7 +233,7 @@ def _as_kept(net: Network, path: str, array: jax.Array) -> Any:
     kind = net.quantized[path]
 
     def encode(stacked: jax.Array) -> dict[str, jax.Array]:
-        return jax.lax.map(lambda kernel: quantized.quantize(kernel, kind), stacked)  # one layer's float32 at a time
+        return jax.lax.map(lambda kernel: frozen.quantize(kernel, kind), stacked)  # one layer's float32 at a time
 
     encoded = jax.block_until_ready(jax.jit(encode, out_shardings=where)(array))
     array.delete()  # at once: the next one must find room
@@ -244,6 +244,6 @@ def _started(net: Network, flat: dict[str, Any]) -> dict[str, Any]:
     """`flat` with the numbers of the method's that follow from the network's."""
     if not net.added:
         return flat
-    start = jax.jit(lambda flat: net.peft.started(quantized.seen(flat)))
+    start = jax.jit(lambda flat: net.peft.started(frozen.seen(flat)))
     made = start(flat)
     return flat | {path: jax.device_put(array, net.abstract[path].sharding) for path, array in made.items()}

@@ -19,7 +19,7 @@ from jaxft.hf import adapters as files
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save
 from jaxft.hf.layout import rows
-from jaxft.layers import quantized
+from jaxft.layers import frozen
 from jaxft.network import Network
 from jaxft.peft.exchange import PREFIX, Tensors
 from jaxft.peft.methods import Flat
@@ -58,7 +58,7 @@ def export(
     if exchanged(net):
         write(target, net, params, base=base, **own)
     else:
-        whole = quantized.decoded(params, jnp.dtype(dtype))
+        whole = frozen.decoded(params, jnp.dtype(dtype))
         hf_folder.write(target, net, whole, source=source, dtype=dtype, **own)
 
 

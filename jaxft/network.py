@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxft import sharding
 from jaxft.hf.layout import rows
-from jaxft.layers import quantized
+from jaxft.layers import frozen
 from jaxft.layers.cache import Cache
 from jaxft.layers.kernels import choice
 from jaxft.layers.parameter import Init
@@ -44,7 +44,7 @@ class Network:
     how: Execution
     unsharded: tuple[str, ...]  # parameters that a rule would shard but whose size does not divide
     peft: Method
-    quantized: Mapping[str, str]  # kernels that are kept in few bits, and their kind (layers/quantized.py)
+    quantized: Mapping[str, str]  # kernels that are kept in few bits, and their kind (layers/frozen.py)
     companions: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # companions.py; most networks have none
 
     def forward(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
@@ -69,7 +69,8 @@ class Network:
         return logits, losses
 
     def _model(self, params: Any, key: jax.Array | None = None) -> Any:
-        model = nnx.merge(self.structure, quantized.seen(params))
+        stays = (lambda path: not self.trains(path)) if self.peft.frozen else (lambda path: False)
+        model = nnx.merge(self.structure, frozen.seen(params, stays))
         if key is not None and self.added:
             give_keys(model, jax.random.fold_in(key, zlib.crc32(SLOT.encode())))
         return model
@@ -115,7 +116,7 @@ class Network:
         *lead, inputs, out = [*leaf.sharding.spec, *[None] * (len(leaf.shape) - len(leaf.sharding.spec))]
         return {
             name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=self._blocks(one, P(*lead, inputs, None, out)))
-            for name, one in quantized.shapes(leaf.shape, self.quantized[path]).items()
+            for name, one in frozen.shapes(leaf.shape, self.quantized[path]).items()
         }
 
     def _blocks(self, leaf: jax.ShapeDtypeStruct, spec: P) -> NamedSharding:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxft.hf import adapters
-from jaxft.layers import quantized
+from jaxft.layers import frozen
 from jaxft.registry import UserError
 
 Batch = dict[str, np.ndarray]
@@ -24,7 +24,7 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
     tensors: the parameters in memory are rounded alike.
     """
     batch, given = _images(net) if net.family.KIND == "vision" else _texts(net)
-    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), quantized.decoded(params, dtype))
+    rounded = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)).astype(jnp.float32), frozen.decoded(params, dtype))
     expected = _ours(net, rounded, batch)
     needed = ("torch", "peft") if adapters.is_adapter(folder) else ("torch",)
     torch = all(importlib.util.find_spec(name) is not None for name in needed)

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from flax import nnx
 
+from jaxft.layers.frozen import Frozen
 from jaxft.layers.parameter import Init, parameter, zeros
-from jaxft.layers.quantized import Quantized
 from jaxft.layers.sums import column_sum, outer_sum
 
 
@@ -28,10 +28,18 @@ class Dense(nnx.Module):
     def plain(self, x: jax.Array, bias: bool = True) -> jax.Array:
         """The same without an adapter, on demand without the bias."""
         kernel = self.kernel[...]
-        bias_O = self.bias[...].astype(x.dtype) if bias and self.bias is not None else None
-        if isinstance(kernel, Quantized):
-            return quantized_affine(x, kernel, bias_O)
+        bias_O = self._bias(x) if bias else None
+        if isinstance(kernel, Frozen):
+            return frozen_affine(x, kernel, bias_O)
         return affine(x, kernel.astype(x.dtype), bias_O)
+
+    def biased(self, y: jax.Array) -> jax.Array:
+        """[..., out] with the bias, where there is one."""
+        bias_O = self._bias(y)
+        return y if bias_O is None else y + bias_O.reshape((1,) * (y.ndim - 1) + bias_O.shape)
+
+    def _bias(self, like: jax.Array) -> jax.Array | None:
+        return None if self.bias is None else self.bias[...].astype(like.dtype)
 
 
 @jax.custom_vjp
@@ -66,18 +74,21 @@ affine.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def quantized_affine(x: jax.Array, kernel: Quantized, bias: jax.Array | None) -> jax.Array:
-    """The same of a kernel that never trains. For the backward pass it is kept as it is stored, and decoded again."""
+def frozen_affine(x: jax.Array, kernel: Frozen, bias: jax.Array | None) -> jax.Array:
+    """The same of a kernel that stays. The backward pass makes no gradient of it, and keeps it as it is stored.
+
+    XLA would drop a gradient that nobody asks for, but not out of a scan.
+    """
     return _affine(x, kernel.astype(x.dtype), bias)
 
 
-def _quantized_forward(x: jax.Array, kernel: Quantized, bias: jax.Array | None) -> tuple[jax.Array, Any]:
+def _frozen_forward(x: jax.Array, kernel: Frozen, bias: jax.Array | None) -> tuple[jax.Array, Any]:
     return _affine(x, kernel.astype(x.dtype), bias), (kernel, bias is None)
 
 
-def _quantized_backward(saved: Any, g: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+def _frozen_backward(saved: Any, g: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
     kernel, plain = saved
     return g @ kernel.astype(g.dtype).T, None, None if plain else column_sum(g).astype(g.dtype)
 
 
-quantized_affine.defvjp(_quantized_forward, _quantized_backward)
+frozen_affine.defvjp(_frozen_forward, _frozen_backward)

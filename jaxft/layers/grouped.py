@@ -25,6 +25,24 @@ def grouped(x_JI: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array) -> jax.A
     return _rows(x_JI, kernel_EIO, sizes_E)
 
 
+@jax.custom_vjp
+def grouped_frozen(x_JI: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """The same of kernels that stay, of which the backward pass makes no gradient."""
+    return _rows(x_JI, kernel_EIO, sizes_E)
+
+
+def _frozen_forward(x_JI: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, Any]:
+    return _rows(x_JI, kernel_EIO, sizes_E), (kernel_EIO, sizes_E)
+
+
+def _frozen_backward(saved: Any, g_JO: jax.Array) -> tuple[jax.Array, None, None]:
+    kernel_EIO, sizes_E = saved
+    return _rows(g_JO, kernel_EIO.swapaxes(1, 2), sizes_E), None, None
+
+
+grouped_frozen.defvjp(_frozen_forward, _frozen_backward)
+
+
 def _forward(x_JI: jax.Array, kernel_EIO: jax.Array, sizes_E: jax.Array) -> tuple[jax.Array, Any]:
     return _rows(x_JI, kernel_EIO, sizes_E), (x_JI, kernel_EIO, sizes_E)
 

@@ -1,5 +1,6 @@
 """A feed-forward of many experts, of which each token meets a few (Shazeer et al. 2017). No token is ever dropped."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ from flax import nnx
 from jaxft import sharding
 from jaxft.layers.attention import Attention, Sight
 from jaxft.layers.block import PreNormBlock
-from jaxft.layers.grouped import grouped
+from jaxft.layers.frozen import Frozen
+from jaxft.layers.grouped import grouped, grouped_frozen
 from jaxft.layers.mlp import ACTIVATIONS
 from jaxft.layers.parameter import Init, parameter
 from jaxft.layers.stack import pick
@@ -53,8 +55,9 @@ class Moe(nnx.Module):
         weight_BLX = jnp.where(is_chosen_BLXE, share_BLE[:, :, None], 0).sum(-1)
         if self.renormalise:
             weight_BLX /= weight_BLX.sum(-1, keepdims=True)
+        stays = isinstance(self.gate.kernel[...], Frozen)
         y_BLD = sharding.by_device(
-            self._mixed,
+            functools.partial(self._mixed, grouped_frozen if stays else grouped),
             (x_BLD, "BL_"),
             (weight_BLX, "BL_"),
             (jnp.where(real_BL[..., None], expert_BLX, self.experts), "BL_"),  # beyond all experts: nobody's
@@ -75,6 +78,7 @@ class Moe(nnx.Module):
 
     def _mixed(
         self,
+        grouped: Callable[..., jax.Array],
         x_BLD: jax.Array,
         weight_BLX: jax.Array,
         expert_BLX: jax.Array,

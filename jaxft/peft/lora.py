@@ -237,8 +237,9 @@ class LoraAdapter(Adapter):
         dropped = self.dropped(x, self.drop)
         # Without dropout both are of one x; with it, as in peft, only what is added to the plain layer is of the other.
         share = share.reshape((1,) * (x.ndim - 1) + share.shape)
-        y = layer.plain(dropped, bias=False) * (share - 1) + self._thin(dropped) * share
-        return layer.plain(x) + y
+        if dropped is x:
+            return layer.biased((layer.plain(x, bias=False) + self._thin(x)) * share)
+        return layer.plain(x) + layer.plain(dropped, bias=False) * (share - 1) + self._thin(dropped) * share
 
 
 def layers_with(params: Flat, name: str) -> list[tuple[str, jax.Array]]:

@@ -1,4 +1,6 @@
-"""Kernels of few bits that stay as they are: codes in blocks of the input dimension, each block with its own scale.
+"""Kernels that stay as they are: layers make no gradient of them. As they are stored, or in few bits.
+
+In few bits they are codes in blocks of the input dimension, each block with its own scale.
 
     int8    codes -127 to 127, evenly spread: absmax rounding (Dettmers et al. 2022a)
     nf4     16 codes where a normal distribution has its quantiles, two in a byte (Dettmers et al. 2023, QLoRA, 3)
@@ -8,8 +10,8 @@ float32. In a tree of parameters such a kernel is a branch {"codes", "scales"}, 
 checkpoints meet arrays only; layers meet a Quantized, which stands for the kernel.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,31 @@ NF4 = np.array(
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Quantized:
+class Frozen:
+    """A kernel as it is stored, which an optimizer never asks about."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+    def tree_flatten_with_keys(self) -> tuple[Any, None]:
+        return ((jax.tree_util.DictKey("array"), self.array),), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Self:
+        return cls(*children)
+
+    def __getitem__(self, everything: Any) -> Self:
+        """`kernel[...]`, as of an array."""
+        assert everything is ..., "a kernel that stays is read whole"
+        return self
+
+    def astype(self, dtype: Any) -> jax.Array:
+        """The kernel, [..., in, out] in `dtype`."""
+        return self.array.astype(dtype)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Quantized(Frozen):
     """codes [..., blocks, rows of a block (nf4: half as many), out] and scales [..., blocks, 1, out]."""
 
     def __init__(self, codes: Any, scales: Any):
@@ -39,17 +65,8 @@ class Quantized:
     def tree_flatten_with_keys(self) -> tuple[Any, None]:
         return ((jax.tree_util.DictKey("codes"), self.codes), (jax.tree_util.DictKey("scales"), self.scales)), None
 
-    @classmethod
-    def tree_unflatten(cls, _: None, children: Any) -> "Quantized":
-        return cls(*children)
-
-    def __getitem__(self, everything: Any) -> "Quantized":
-        """`kernel[...]`, as of an array."""
-        assert everything is ..., "a quantized kernel is read whole"
-        return self
-
     def astype(self, dtype: Any) -> jax.Array:
-        """The kernel that this stands for, [..., in, out] in `dtype`; computed in float32."""
+        """The kernel that this stands for; computed in float32."""
         if self.codes.dtype == jnp.uint8:
             low, high = self.codes & 15, self.codes >> 4
             values = jnp.concatenate([_nf4(low), _nf4(high)], axis=-2)
@@ -105,13 +122,14 @@ def quantize(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
     return {"codes": low | (high << 4), "scales": scales}
 
 
-def seen(params: Any) -> Any:
-    """A tree of parameters as layers take it: each branch {"codes", "scales"} as a Quantized."""
+def seen(params: Any, stays: Callable[[str], bool] = lambda path: False, path: str = "") -> Any:
+    """A tree of parameters as layers take it: {"codes", "scales"} as Quantized, kernels that `stays` names as Frozen."""
     if not isinstance(params, Mapping):
-        return params
+        return Frozen(params) if path.endswith("/kernel") and stays(path) else params
     if params.keys() == {"codes", "scales"}:
         return Quantized(params["codes"], params["scales"])
-    return {name: seen(branch) for name, branch in params.items()}
+    start = f"{path}/" if path else ""
+    return {name: seen(branch, stays, start + name) for name, branch in params.items()}
 
 
 def decoded(params: Any, dtype: Any) -> Any:
