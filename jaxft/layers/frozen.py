@@ -123,7 +123,7 @@ def quantize(kernel: jax.Array, kind: str) -> dict[str, jax.Array]:
 
 
 def seen(params: Any, stays: Callable[[str], bool] = lambda path: False, path: str = "") -> Any:
-    """A tree of parameters as layers take it: {"codes", "scales"} as Quantized, kernels that `stays` names as Frozen."""
+    """Parameters as layers take them: {"codes", "scales"} as Quantized, a kernel whose path `stays` as Frozen."""
     if not isinstance(params, Mapping):
         return Frozen(params) if path.endswith("/kernel") and stays(path) else params
     if params.keys() == {"codes", "scales"}:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxft.layers import grouped as layer
-from jaxft.layers.grouped import BLOCK, grouped
+from jaxft.layers.grouped import BLOCK, grouped, grouped_frozen
 
 ROWS, IN, OUT = 2 * BLOCK + 50, 16, 24
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}  # sums of 300 products
@@ -39,3 +39,16 @@ def test_the_blocks_of_cpus_are_what_xla_makes_of_ragged_products(sizes):
     outer = [f(x, g, sizes) for f in (layer._outer_in_blocks, layer._outer_by_xla)]
     for ours, theirs in (rows, outer):
         np.testing.assert_allclose(ours, theirs, **TOLERANCE)
+
+
+def test_kernels_that_stay_pass_the_same_gradient_on_and_get_none():
+    rng = np.random.default_rng(0)
+    x_JI = jnp.asarray(rng.standard_normal((12, 6)), jnp.float32)
+    kernel_EIO = jnp.asarray(rng.standard_normal((3, 6, 5)), jnp.float32)
+    sizes_E = jnp.asarray([5, 0, 4], jnp.int32)
+
+    def gradients(f):
+        return jax.grad(lambda x, kernel: jnp.sin(f(x, kernel, sizes_E)).sum(), (0, 1))(x_JI, kernel_EIO)
+
+    (x, kernel), (want, _) = gradients(grouped_frozen), gradients(grouped)
+    assert np.allclose(x, want, atol=1e-6) and not np.asarray(kernel).any()
