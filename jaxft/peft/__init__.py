@@ -8,6 +8,8 @@ others, at paths with `adapter` in them. exchange.py says how the `peft` library
 PEFT = {
     "full": "jaxft.peft.methods:Full",
     "lora": "jaxft.peft.lora:Lora",
+    "ia3": "jaxft.peft.ia3:Ia3",
+    "bitfit": "jaxft.peft.bitfit:BitFit",
 }
 
-PEFT_TYPES = {"LORA": "jaxft.peft.lora:Lora"}  # what the `peft` library calls those that it knows as well
+PEFT_TYPES = {"LORA": "jaxft.peft.lora:Lora", "IA3": "jaxft.peft.ia3:Ia3"}  # what the `peft` library calls those that it knows as well
