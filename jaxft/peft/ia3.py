@@ -91,8 +91,8 @@ class Ia3(Method):
             ways = {INTO if vector.shape == (1, module.inputs) else OUT for vector in found.values()}
             if len(ways) > 1:
                 raise UserError(
-                    f"{folder}: {TENSOR} scales the inputs of some of {', '.join(module.names.values())} and the outputs "
-                    "of others; here they are one stack of layers, and have to be alike"
+                    f"{folder}: {TENSOR} scales the inputs of some of {', '.join(module.names.values())} and the "
+                    "outputs of others; here they are one stack of layers, and have to be alike"
                 )
             way = ways.pop()
             for index, vector in found.items():
@@ -141,14 +141,14 @@ def _inputs(module: Module, added: Mapping[str, np.ndarray], index: tuple[int, .
     mixed = any(f"{part.path}/adapter/{OUT}" in added for part in module.parts)
     if mixed or any((vector != vectors[0]).any() for vector in vectors):
         raise UserError(
-            f"{', '.join(part.path for part in module.parts)} are one layer in the format of peft, whose inputs have one "
-            "vector alone; export the merged model"
+            f"{', '.join(part.path for part in module.parts)} are one layer in the format of peft, whose inputs have "
+            "one vector alone; export the merged model"
         )
     return np.asarray(vectors[0])
 
 
 def _misread(forward: Mapping[str, Module], out: Sequence[Module]) -> bool:
-    """Whether peft, which asks how a name ends and not how its last part does, would scale the inputs of one of `out`."""
+    """Whether peft, which asks how a name ends and not how its last part does, would scale inputs of one of `out`."""
     return any(name.endswith(end) for end in forward for module in out for name in module.names.values())
 
 
