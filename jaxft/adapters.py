@@ -199,4 +199,6 @@ def merged(net: Network, params: Any) -> Any:
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)
         merge = jax.jit(lambda kernel, added, layer=layer: net.peft.merged(layer, kernel.astype(jnp.float32), added))
         plain[f"{layer}/kernel"] = merge(kernel, added)
+        if (bias := plain.get(f"{layer}/bias")) is not None:
+            plain[f"{layer}/bias"] = net.peft.merged_bias(layer, bias, added)
     return unflatten_dict(plain, sep="/")

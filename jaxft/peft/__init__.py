@@ -8,6 +8,13 @@ all others, at paths with `adapter` in them. exchange.py says how the `peft` lib
 PEFT = {
     "full": "jaxft.peft.methods:Full",
     "lora": "jaxft.peft.lora:Lora",
+    "adalora": "jaxft.peft.adalora:AdaLora",
+    "ia3": "jaxft.peft.ia3:Ia3",
+    "bitfit": "jaxft.peft.bitfit:BitFit",
 }
 
-PEFT_TYPES = {"LORA": "jaxft.peft.lora:Lora"}  # what the `peft` library calls those that it knows as well
+PEFT_TYPES = {  # what the `peft` library calls those that it knows as well
+    "LORA": "jaxft.peft.lora:Lora",
+    "ADALORA": "jaxft.peft.adalora:AdaLora",
+    "IA3": "jaxft.peft.ia3:Ia3",
+}

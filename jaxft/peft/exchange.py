@@ -81,11 +81,14 @@ def taken(tensors: Tensors, names: Mapping[tuple[int, ...], str], ending: str) -
 
 
 def stacked(
-    found: Mapping[tuple[int, ...], np.ndarray], names: Mapping[tuple[int, ...], str], shape: tuple[int, ...]
+    found: Mapping[tuple[int, ...], np.ndarray],
+    names: Mapping[tuple[int, ...], str],
+    shape: tuple[int, ...],
+    fill: float = 0.0,
 ) -> np.ndarray:
-    """One array of `shape` for each of `names`, in the stacked axes that they have; zeros where there is none."""
+    """One array of `shape` for each of `names`, in the stacked axes that they have; `fill` where there is none."""
     lead = tuple(max(index[axis] for index in names) + 1 for axis in range(len(next(iter(names)))))
-    whole = np.zeros((*lead, *shape), np.float32)
+    whole = np.full((*lead, *shape), fill, np.float32)
     for index, array in found.items():
         whole[(*index, *(slice(0, size) for size in array.shape))] = array
     return whole

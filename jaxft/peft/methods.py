@@ -90,6 +90,10 @@ class Method:
         """
         raise UserError(f"peft.name: what this method adds cannot be merged into the weights ({type(self).__name__})")
 
+    def merged_bias(self, path: str, bias: jax.Array, added: Flat) -> jax.Array:
+        """The same of its bias [..., out]."""
+        return bias
+
     def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
         """(fields of adapter_config.json, tensors) of its parameters in the format of the `peft` library.
 

@@ -20,10 +20,14 @@ def layers(model: Any) -> dict[str, Dense]:
     }
 
 
-def attention(model: Any) -> dict[str, Attention]:
-    """Path -> attention, in the same order."""
+def modules(model: Any, kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Path -> module of one of these kinds, in the same order."""
     found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    return {path: found[path] for path in sorted(found) if isinstance(found[path], Attention)}
+    return {path: found[path] for path in sorted(found) if isinstance(found[path], kinds)}
+
+
+def attention(model: Any) -> dict[str, Attention]:
+    return modules(model, Attention)
 
 
 def chosen(model: Any, target: str | Sequence[str], field: str = "peft.target") -> dict[str, Dense]:
