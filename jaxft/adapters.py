@@ -1,4 +1,6 @@
-"""Adapters between a network here and the folders of the `peft` library: what was added to a model, without the model.
+"""Adapters between a network here and the folders of other libraries: what was added to a model, without the model.
+
+Those of the `peft` library; peft/adapterhub.py has those of the `adapters` library.
 
 hf/adapter_config.json          the method, its layers, the model that it belongs to
    adapter_model.safetensors    what was added, and what trained whole beside it
@@ -23,7 +25,7 @@ from jaxft.hf import hub, save
 from jaxft.hf.layout import parts, rows
 from jaxft.layers import quantized
 from jaxft.network import Network
-from jaxft.peft import PEFT_TYPES
+from jaxft.peft import ADAPTERHUB, PEFT_TYPES, adapterhub
 from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
@@ -36,12 +38,12 @@ TASK_TYPES = {
     "seq2seq_lm": "SEQ_2_SEQ_LM",
     "vectors": "FEATURE_EXTRACTION",
 }
-BESIDE = (*hf_folder.BESIDE, files.CONFIG)
+BESIDE = (*hf_folder.BESIDE, files.CONFIG, adapterhub.HEAD_CONFIG)
 
 
 def exchanged(net: Network) -> bool:
-    """Whether what the run trained is a folder of the `peft` library; if not, its whole network is exported."""
-    return bool(net.added) and net.peft.peft_type != ""
+    """Whether what the run trained is a folder of one of the libraries; if not, its whole network is exported."""
+    return bool(net.added) and (net.peft.layout != "peft" or net.peft.peft_type != "")
 
 
 def modules(net: Network) -> list[Module]:
@@ -80,7 +82,7 @@ def write(
     card: str,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes what a run added to the model `base` so that the `peft` library opens it; as hf.folder.write otherwise.
+    """Writes what a run added to the model `base` so that the method's library opens it; as hf.folder.write otherwise.
 
     With several processes all must call it.
     """
@@ -88,6 +90,27 @@ def write(
     added = {path: save.gather(flat[path], ()) for path in net.added}
     fields, tensors = net.peft.to_hub(modules(net), added)
     wholes = _wholes(net, flat)
+    hf = hf_folder.config_of(net, task, "float32")
+    if net.peft.layout == "adapters":
+        configs, weights = adapterhub.packed(fields, tensors, wholes, hf=hf, base=base, d_model=net.cfg.d_model)
+    else:
+        configs, weights = _packed(net, fields, tensors, wholes, base)
+    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
+        if jax.process_index() == 0:
+            for name, arrays in weights.items():
+                files.save(new, arrays, name)
+            for name, config in (configs | {hf_folder.CONFIG: hf}).items():
+                save.save_json(new, name, config)
+            beside(new)
+            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
+            if check is not None:
+                check(new)
+
+
+def _packed(
+    net: Network, fields: Mapping[str, Any], tensors: Tensors, wholes: Tensors, base: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensors]]:
+    """(configs by file name, tensors by file name) as the `peft` library has them."""
     config = {
         "peft_type": net.peft.peft_type,
         "task_type": TASK_TYPES.get(net.head),
@@ -96,15 +119,8 @@ def write(
         "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
         **fields,
     }
-    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
-        if jax.process_index() == 0:
-            files.save(new, tensors | {PREFIX + name: array for name, array in wholes.items()})
-            save.save_json(new, files.CONFIG, config)
-            save.save_json(new, hf_folder.CONFIG, hf_folder.config_of(net, task, "float32"))
-            beside(new)
-            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
-            if check is not None:
-                check(new)
+    whole = {PREFIX + name: array for name, array in wholes.items()}
+    return {files.CONFIG: config}, {files.WEIGHTS: tensors | whole}
 
 
 def _wholes(net: Network, flat: Flat) -> Tensors:
@@ -151,12 +167,12 @@ def folders(folder: Path, base: str = "") -> tuple[Path, Path | None]:
     """(the model's folder, the adapter's) of one that may be an adapter's; `base` stands over what it names as its model."""
     if not files.is_adapter(folder):
         return folder, None
-    named = base or files.read_config(folder).get("base_model_name_or_path") or ""
+    section = files.read_config(folder)
+    field = {"peft": "base_model_name_or_path", "adapters": "model_name"}[files.layout(section)]
+    named = base or section.get(field) or ""
     if not named:
-        raise UserError(
-            f"{folder / files.CONFIG} names no base_model_name_or_path; give the model with --hf and this with --adapter"
-        )
-    return hub.resolve(named, field=f"{folder / files.CONFIG}: base_model_name_or_path"), folder
+        raise UserError(f"{folder / files.CONFIG} names no {field}; give the model with --hf and this with --adapter")
+    return hub.resolve(named, field=f"{folder / files.CONFIG}: {field}"), folder
 
 
 def config(base: Mapping[str, Any], adapter: Path | None) -> Mapping[str, Any]:
@@ -183,10 +199,18 @@ def read(folder: Path, net: Network) -> Adapter:
     Raises UserError for a method that is not known, an adapter of another model, and tensors that nobody reads.
     """
     section = files.read_config(folder)
-    method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
-    tensors = files.load(folder)
-    method, added = method_class.from_hub(section, tensors, modules(net), str(folder))
-    wholes = _read_wholes(net, tensors, folder)
+    known, prefix = modules(net), PREFIX
+    if files.layout(section) == "adapters":
+        kind = adapterhub.kind(section, str(folder))
+        method_class, prefix = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config"), ""
+        first = net.family.HF_PREFIX
+        bare = not any(name.startswith(first) for module in known for name in module.names.values())
+        tensors = adapterhub.unpacked(folder, first, bare=bare)
+    else:
+        method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
+        tensors = files.load(folder)
+    method, added = method_class.from_hub(section, tensors, known, str(folder))
+    wholes = _read_wholes(net, tensors, folder, prefix)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(
@@ -196,14 +220,16 @@ def read(folder: Path, net: Network) -> Adapter:
     return Adapter(folder, dataclasses.replace(method, modules_to_save=saved), added, wholes)
 
 
-def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
-    """The tensors of the network itself, taken out of `tensors`."""
+def _read_wholes(
+    net: Network, tensors: Tensors, folder: Path, prefix: str
+) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
+    """The tensors of the network itself, taken out of `tensors`, whose names begin with `prefix` there."""
     table, found = rows(net.table), {}
     places = parts(table, {path: net.stored[path] for path in table})
     used = set()
     for path, row in table.items():
         for index, name in row.tensors(net.stored[path]):
-            whole = tensors.get(PREFIX + name)
+            whole = tensors.get(prefix + name)
             if whole is None:
                 continue
             if whole.shape != places[path].whole:
@@ -213,7 +239,7 @@ def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict
             shape = row.disk_shape(net.stored[path])
             cut = places[path].of(row, tuple(slice(0, n) for n in shape))
             found.setdefault(path, {})[index] = row.layout.to_param(whole[cut])
-            used.add(PREFIX + name)
+            used.add(prefix + name)
     for name in used:
         del tensors[name]
     return found
@@ -247,6 +273,8 @@ def merged(net: Network, params: Any) -> Any:
     flat = flatten_dict(quantized.decoded(params, jnp.float32), sep="/")
     plain = {path: leaf for path, leaf in flat.items() if not is_added(path)}
     for layer in sorted({path.partition("/adapter/")[0] for path in net.added}):
+        if f"{layer}/kernel" not in plain:
+            raise UserError(f"peft.name: what stands in {layer} cannot be merged into the weights: no kernel is there")
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)
         merge = jax.jit(lambda kernel, added, layer=layer: net.peft.merged(layer, kernel.astype(jnp.float32), added))
         plain[f"{layer}/kernel"] = merge(kernel, added)

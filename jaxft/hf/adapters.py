@@ -1,4 +1,4 @@
-"""Folders of adapters, in the layout of the `peft` library: weights of what was added, and a config that says to what."""
+"""Folders of adapters: weights of what was added, and a config saying to what; of the libraries `peft` and `adapters`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +21,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return files.read_json(folder, CONFIG)
 
 
-def load(folder: Path) -> dict[str, np.ndarray]:
+def layout(config: Mapping[str, Any]) -> str:
+    """The library whose adapter_config.json it is: "peft" or "adapters"."""
+    return "adapters" if "peft_type" not in config and {"config", "model_class"} <= set(config) else "peft"
+
+
+def load(folder: Path, weights: str = WEIGHTS) -> dict[str, np.ndarray]:
     """All tensors, as float32. Raises UserError for a folder without them, or of a dtype that is no float's."""
-    file = files.inside(folder, WEIGHTS)
+    file = files.inside(folder, weights)
     if not file.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors (other formats can run code)")
+        raise UserError(f"{folder} has no {weights}; save the adapter as safetensors (other formats can run code)")
     stored, _ = files.header(file, str(file))
     strange = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in read.DTYPES]
     if strange:
@@ -39,8 +44,8 @@ def _whole(tensor: files.Stored) -> np.ndarray:
     return read.rows_of(tensor, 0, tensor.shape[0]).astype(np.float32)
 
 
-def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def save(folder: Path, tensors: Mapping[str, np.ndarray], weights: str = WEIGHTS) -> None:
     from safetensors.numpy import save_file
 
     whole = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    save_file(whole, folder / WEIGHTS, METADATA)
+    save_file(whole, folder / weights, METADATA)

@@ -7,7 +7,14 @@ others, at paths with `adapter` in them. exchange.py says how the `peft` library
 
 PEFT = {
     "full": "jaxft.peft.methods:Full",
+    "houlsby": "jaxft.peft.bottleneck:Houlsby",
     "lora": "jaxft.peft.lora:Lora",
+    "pfeiffer": "jaxft.peft.bottleneck:Pfeiffer",
 }
 
 PEFT_TYPES = {"LORA": "jaxft.peft.lora:Lora"}  # what the `peft` library calls those that it knows as well
+
+ADAPTERHUB = {  # what the `adapters` library calls bottleneck adapters
+    "double_seq_bn": "jaxft.peft.bottleneck:Houlsby",
+    "seq_bn": "jaxft.peft.bottleneck:Pfeiffer",
+}
