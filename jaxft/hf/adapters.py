@@ -28,9 +28,9 @@ def layout(config: Mapping[str, Any]) -> str:
 
 def load(folder: Path, weights: str = WEIGHTS) -> dict[str, np.ndarray]:
     """All tensors, as float32. Raises UserError for a folder without them, or of a dtype that is no float's."""
-    file = files.inside(folder, weights)
-    if not file.is_file():
+    if not (folder / weights).is_file():
         raise UserError(f"{folder} has no {weights}; save the adapter as safetensors (other formats can run code)")
+    file = files.inside(folder, weights)
     stored, _ = files.header(file, str(file))
     strange = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in read.DTYPES]
     if strange:
