@@ -8,6 +8,7 @@ hf/adapter_config.json          the method, its layers, the model that it belong
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +178,10 @@ def folders(folder: Path, base: str = "") -> tuple[Path, Path | None]:
 
 def config(base: Mapping[str, Any], adapter: Path | None) -> Mapping[str, Any]:
     """config.json of a model with the head that an adapter brings."""
-    if adapter is None or not (adapter / hf_folder.CONFIG).is_file():
+    if adapter is None:
         return base
+    if not (adapter / hf_folder.CONFIG).is_file():
+        return {**base, **adapterhub.head_fields(adapter)}
     own = files_config(adapter)
     if own.get("model_type") != base["model_type"]:
         raise UserError(
@@ -205,7 +208,7 @@ def read(folder: Path, net: Network) -> Adapter:
         method_class, prefix = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config"), ""
         first = net.family.HF_PREFIX
         bare = not any(name.startswith(first) for module in known for name in module.names.values())
-        tensors = adapterhub.unpacked(folder, first, bare=bare)
+        tensors = adapterhub.unpacked(folder, first, _linear_of_head(net), bare=bare)
     else:
         method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
         tensors = files.load(folder)
@@ -218,6 +221,11 @@ def read(folder: Path, net: Network) -> Adapter:
         )
     saved = tuple(sorted({path.rpartition("/")[0] for path in wholes if not path.startswith("head/")}))
     return Adapter(folder, dataclasses.replace(method, modules_to_save=saved), added, wholes)
+
+
+def _linear_of_head(net: Network) -> list[str]:
+    table = rows(net.table)
+    return [row.name.removesuffix(".weight") for path, row in table.items() if re.fullmatch("head/.*/kernel", path)]
 
 
 def _read_wholes(

@@ -7,7 +7,7 @@ model_head.safetensors     the head, and what else trained whole, under their na
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,13 @@ FIXED = {
     "leave_out": [],
     "scaling": 1.0,
 }
+# Heads of the library's own -> how the class of transformers ends that has the same; and what is between two layers.
+HEAD_TYPES = {
+    "classification": "ForSequenceClassification",
+    "tagging": "ForTokenClassification",
+    "question_answering": "ForQuestionAnswering",
+}
+HEAD_ACTS = {"bert": "tanh", "roberta": "tanh", "xlm-roberta": "tanh", "distilbert": "relu", "electra": "gelu"}
 _READ = ("scaling", "leave_out", "inv_adapter", "residual_before_ln")  # of those: what reading takes otherwise, too
 _OPTIONAL = {"cross_adapter": False, "dropout": 0.0, "original_ln_before": False}  # the library's own defaults
 _RENAMED = {"gelu": "gelu_new", "gelu_orig": "gelu"}  # activations, in files of before there were versions
@@ -91,8 +98,11 @@ def options(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
     for field, value in FIXED.items():
         if field not in _READ and found[field] != value:
             raise UserError(f"{folder}: config.{field}={found[field]!r} is not supported; only {value!r} is")
-    if not isinstance(found["scaling"], int | float):
-        raise UserError(f"{folder}: config.scaling={found['scaling']!r} is not supported; only a number is")
+    for field in ("scaling", "dropout"):
+        if not isinstance(found[field], int | float):
+            raise UserError(f"{folder}: config.{field}={found[field]!r} is not supported; only a number is")
+    if missing := [field for field in ("name", "non_linearity") if field not in {**section, **config}]:
+        raise UserError(f"{folder}: adapter_config.json has no {', '.join(missing)}")
     act = str(found["non_linearity"]).lower()
     return found | {"non_linearity": act if "version" in section else _RENAMED.get(act, act)}
 
@@ -136,18 +146,56 @@ def packed(
     return configs, weights
 
 
-def unpacked(folder: Path, prefix: str, *, bare: bool) -> Tensors:
-    """All tensors of a folder. Those of the trunk begin with `prefix`, as in a model with a head, or are `bare`."""
+def unpacked(folder: Path, prefix: str, head: Sequence[str], *, bare: bool) -> Tensors:
+    """All tensors of a folder. Those of the trunk begin with `prefix`, as in a model with a head, or are `bare`.
+
+    `head`: what transformers calls the linear layers of the network's head, in order.
+    """
     tensors = {}
     for name, array in files.load(folder, WEIGHTS).items():
         plain = name.removeprefix(prefix)
         tensors[plain if bare else prefix + plain] = array
     if not (folder / HEAD_WEIGHTS).is_file():
         return tensors
-    head = json_files.read_json(folder, HEAD_CONFIG)
-    if head.get("config") is not None:
+    section, wholes = json_files.read_json(folder, HEAD_CONFIG), files.load(folder, HEAD_WEIGHTS)
+    return tensors | (wholes if section.get("config") is None else _renamed(section, wholes, prefix, head, folder))
+
+
+def _renamed(section: Mapping[str, Any], wholes: Tensors, prefix: str, head: Sequence[str], folder: Path) -> Tensors:
+    """A head of the library's own, heads.<name>.<number>.weight, under the names of transformers.
+
+    Where transformers has a pooler in its trunk, the library has it there or as a layer of the head.
+    """
+    own, act = section["config"], HEAD_ACTS.get(str(section.get("model_type")))
+    start = f"heads.{section.get('name')}."
+    numbers = sorted({int(name.removeprefix(start).split(".")[0]) for name in wholes if name.startswith(start)})
+    pooled = bool(own.get("use_pooler")) and bool(head) and head[0].startswith(prefix)
+    names = head[1:] if pooled else head
+    alike = len(names) == 1 or own.get("activation_function") == act
+    if own.get("head_type") not in HEAD_TYPES or len(numbers) != len(names) or not alike:
         raise UserError(
-            f"{folder / HEAD_CONFIG}: a head of the `adapters` library's own is not supported; save that of a class of "
-            f"transformers, or move {HEAD_WEIGHTS} away to begin with a new head"
+            f"{folder / HEAD_CONFIG}: a head {own.get('head_type')!r} of {len(numbers)} layers with "
+            f"activation_function={own.get('activation_function')!r} is none of this model's; move {HEAD_WEIGHTS} away "
+            "to begin with a new head"
         )
-    return tensors | files.load(folder, HEAD_WEIGHTS)
+    by_number = dict(zip(numbers, names, strict=True))
+    found = {}
+    for name, array in wholes.items():
+        number, _, kind = name.removeprefix(start).partition(".")
+        found[f"{by_number[int(number)]}.{kind}" if name.startswith(start) else name] = array
+    return found
+
+
+def head_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a model's config.json that follow from a folder's head; none where it has no head."""
+    if not (folder / HEAD_CONFIG).is_file():
+        return {}
+    section = json_files.read_json(folder, HEAD_CONFIG)
+    own = section.get("config") or {}
+    model_class = str(section.get("model_class"))
+    if own:
+        model_class = model_class.removesuffix("AdapterModel") + HEAD_TYPES.get(str(own.get("head_type")), "")
+    found = {"architectures": [model_class]}
+    if labels := section.get("label2id") or own.get("label2id"):
+        found |= {"label2id": labels, "id2label": {str(i): label for label, i in labels.items()}}
+    return found

@@ -264,6 +264,46 @@ def test_a_folder_of_other_adapters_is_refused_by_its_option(config, message, tm
         adapters.read(tmp_path / "adapter", network("bert"))
 
 
+def save_head(folder, layers, **config):
+    """A head of the library's own over 32 wide vectors, beside an adapter."""
+    shapes = {f"heads.golden.{1 + 3 * i}": (2 if i == layers - 1 else 32, 32) for i in range(layers)}
+    tensors = {f"{name}.{kind}": numbers(name, shape[:n]) for name, shape in shapes.items() for n, kind in ENDS}
+    section = {"model_type": "bert", "model_class": "BertAdapterModel", "name": "golden"}
+    own = {"head_type": "classification", "layers": layers, "label2id": {"no": 0, "yes": 1}, **config}
+    save_file(tensors, folder / adapterhub.HEAD_WEIGHTS)
+    (folder / adapterhub.HEAD_CONFIG).write_text(json.dumps(section | {"config": own}))
+
+
+ENDS = ((1, "bias"), (2, "weight"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "config", "read"),
+    [
+        (2, {"activation_function": "tanh"}, {"head/pooler/kernel": 1, "head/classifier/kernel": 4}),
+        (1, {"activation_function": None, "use_pooler": True}, {"head/classifier/kernel": 1}),
+        (2, {"activation_function": "gelu"}, None),
+        (3, {"activation_function": "tanh"}, None),
+        (2, {"activation_function": "tanh", "head_type": "causal_lm"}, None),
+    ],
+)
+def test_heads_of_the_library_are_read_where_transformers_has_the_same(layers, config, read, tmp_path):
+    folder, net = tmp_path / "adapter", network("bert")
+    save_adapter(folder, network("bert", Pfeiffer(width=8)), "seq_bn")
+    save_head(folder, layers, **config)
+    if read is None:
+        with pytest.raises(UserError, match="is none of this model's"):
+            adapters.read(folder, net)
+        return
+    wholes = adapters.read(folder, net).wholes
+    assert {path for path in wholes if path.endswith("kernel")} == set(read)
+    for path, number in read.items():
+        shape = net.stored[path][::-1]
+        np.testing.assert_array_equal(wholes[path][()], numbers(f"heads.golden.{number}", shape).T)
+    hf = adapters.config({"model_type": "bert"}, folder)
+    assert (hf["architectures"], hf["id2label"]) == (["BertForSequenceClassification"], {"0": "no", "1": "yes"})
+
+
 def test_an_adapter_of_another_model_is_refused(tmp_path):
     save_adapter(tmp_path / "adapter", network("bert", Pfeiffer(width=8)), "seq_bn")
     with pytest.raises(UserError, match="another model"):
