@@ -94,7 +94,7 @@ def options(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
             f"{folder}: config.architecture={have!r} of the `adapters` library is not supported; only bottleneck "
             f"adapters are: {', '.join(sorted(KINDS))}"
         )
-    found = FIXED | _OPTIONAL | config
+    found = {**FIXED, **_OPTIONAL, **config}
     for field, value in FIXED.items():
         if field not in _READ and found[field] != value:
             raise UserError(f"{folder}: config.{field}={found[field]!r} is not supported; only {value!r} is")

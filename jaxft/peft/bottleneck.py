@@ -155,7 +155,7 @@ class Houlsby(Bottleneck):
 
     def attach(self, model: Any) -> None:
         known = targets.layers(model)
-        behind = {path: known[path] for path in known if self.slot(path)}
+        behind: dict[str, Any] = {path: known[path] for path in known if self.slot(path)}
         for role in ("out", "down"):
             if not any(path.endswith(f"/{role}") for path in behind):
                 raise UserError(
@@ -190,7 +190,9 @@ class Pfeiffer(Bottleneck):
     kind = "seq_bn"
 
     def attach(self, model: Any) -> None:
-        blocks = [block for _, block in nnx.iter_modules(model) if hasattr(block, "mlp") and hasattr(block, SLOT)]
+        blocks: list[Any] = [
+            block for _, block in nnx.iter_modules(model) if hasattr(block, "mlp") and hasattr(block, SLOT)
+        ]
         if not blocks:
             raise UserError(
                 "peft.name='pfeiffer' needs blocks with a feed-forward, and this model has none; layers: "
