@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft import adapters, build
+from jaxft.models import distilbert
 from jaxft.peft import PEFT
 from jaxft.peft.bottleneck import Houlsby, Pfeiffer
 from jaxft.registry import UserError, call
@@ -84,9 +85,10 @@ def test_each_adapter_has_two_kernels_and_two_biases_and_only_they_train_beside_
 
 
 @BOTH
-def test_every_number_of_an_adapter_has_a_gradient_and_dropout_has_keys_of_its_own_in_every_layer(method):
+def test_every_number_of_an_adapter_has_a_gradient_and_its_dropout_is_drawn_anew_with_every_key(method):
     method = dataclasses.replace(method, act="gelu", dropout=0.5)
-    net = tiny_network("distilbert", method, "token")
+    cfg = dataclasses.replace(distilbert.TINY, dropout=0.0, attention_dropout=0.0)  # no other dropout than its own
+    net = network("distilbert", method, head="token", cfg=cfg)
     params = drawn(net)
 
     def loss(params, key):
