@@ -228,13 +228,21 @@ def _entries(folder: Path, beside: Collection[str]) -> dict[str, Path]:
     return {entry.relative_to(folder).as_posix(): entry for entry in found}
 
 
-_WEIGHTS = re.compile(rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}")
+_WEIGHTS = re.compile(
+    rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}"
+    r"|adapter_model\.safetensors|adapter\.safetensors|model_head\.safetensors"  # adapters, of either library
+)
 
 
 def _is_ours(file: Path) -> bool:
     if not file.is_file():
         return False
-    return file.name == files.INDEX or files.header(file, str(file))[1].get("writer") == METADATA["writer"]
+    if file.name == files.INDEX:
+        return True
+    try:
+        return files.header(file, str(file))[1].get("writer") == METADATA["writer"]
+    except UserError:  # no safetensors file, whatever its name
+        return False
 
 
 def _sync(folder: Path) -> None:
