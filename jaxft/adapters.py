@@ -1,6 +1,7 @@
-"""Adapters of the `peft` library read into a network here, and merged into it."""
+"""Adapters of the libraries `peft` and `adapters` (peft/adapterhub.py) read into a network here, and merged into it."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxft.hf import load as hf_load
 from jaxft.hf.layout import parts, rows
 from jaxft.layers import frozen
 from jaxft.network import Network
-from jaxft.peft import PEFT_TYPES
+from jaxft.peft import ADAPTERHUB, PEFT_TYPES, adapterhub
 from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
@@ -68,8 +69,10 @@ class Opened:
     def hf(self) -> Mapping[str, Any]:
         """config.json, with the head that an adapter brings."""
         hf = hf_load.read_config(self.base)
-        if self.adapter is None or not (self.adapter / hf_folder.CONFIG).is_file():
+        if self.adapter is None:
             return hf
+        if not (self.adapter / hf_folder.CONFIG).is_file():
+            return {**hf, **adapterhub.head_fields(self.adapter)}
         own = hf_load.read_config(self.adapter)
         if own["model_type"] != hf["model_type"]:
             raise UserError(
@@ -91,10 +94,12 @@ def opened(source: str, base: str = "", field: str = "model.hf") -> Opened:
     folder = hub.resolve(source, weights=False, field=field)
     if not files.is_adapter(folder):
         return Opened(hub.resolve(source, field=field), None)
-    named = base or files.read_config(folder).get("base_model_name_or_path") or ""
+    section = files.read_config(folder)
+    names_it = {"peft": "base_model_name_or_path", "adapters": "model_name"}[files.layout(section)]
+    named = base or section.get(names_it) or ""
     if not named:
-        raise UserError(f"{folder / files.CONFIG} names no base_model_name_or_path; pass its model with --hf")
-    where = "--hf" if base else f"{folder / files.CONFIG}: base_model_name_or_path"
+        raise UserError(f"{folder / files.CONFIG} names no {names_it}; pass its model with --hf")
+    where = "--hf" if base else f"{folder / files.CONFIG}: {names_it}"
     return Opened(hub.resolve(named, field=where), folder)
 
 
@@ -108,10 +113,18 @@ def read(folder: Path, net: Network) -> Adapter:
     Raises UserError for a method that is not known, an adapter of another model, and tensors that nobody reads.
     """
     section = files.read_config(folder)
-    method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
-    tensors = files.load(folder)
-    method, added = method_class.from_hub(section, tensors, modules(net), str(folder))
-    wholes = _read_wholes(net, tensors, folder)
+    known, prefix = modules(net), PREFIX
+    if files.layout(section) == "adapters":
+        kind = adapterhub.kind(section, str(folder))
+        method_class, prefix = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config"), ""
+        first = net.family.HF_PREFIX
+        bare = not any(name.startswith(first) for module in known for name in module.names.values())
+        tensors = adapterhub.unpacked(folder, first, _linear_of_head(net), bare=bare)
+    else:
+        method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
+        tensors = files.load(folder)
+    method, added = method_class.from_hub(section, tensors, known, str(folder))
+    wholes = _read_wholes(net, tensors, folder, prefix)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(
@@ -121,14 +134,21 @@ def read(folder: Path, net: Network) -> Adapter:
     return Adapter(folder, dataclasses.replace(method, modules_to_save=saved), added, wholes)
 
 
-def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
-    """The tensors of the network itself, taken out of `tensors`."""
+def _linear_of_head(net: Network) -> list[str]:
+    table = rows(net.table)
+    return [row.name.removesuffix(".weight") for path, row in table.items() if re.fullmatch("head/.*/kernel", path)]
+
+
+def _read_wholes(
+    net: Network, tensors: Tensors, folder: Path, prefix: str
+) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
+    """The tensors of the network itself, taken out of `tensors`, whose names begin with `prefix` there."""
     table, found = rows(net.table), {}
     places = parts(table, {path: net.stored[path] for path in table})
     used = set()
     for path, row in table.items():
         for index, name in row.tensors(net.stored[path]):
-            whole = tensors.get(PREFIX + name)
+            whole = tensors.get(prefix + name)
             if whole is None:
                 continue
             if whole.shape != places[path].whole:
@@ -136,7 +156,7 @@ def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict
             shape = row.disk_shape(net.stored[path])
             cut = places[path].of(row, tuple(slice(0, n) for n in shape))
             found.setdefault(path, {})[index] = row.layout.to_param(whole[cut])
-            used.add(PREFIX + name)
+            used.add(prefix + name)
     for name in used:
         del tensors[name]
     return found
@@ -196,6 +216,8 @@ def merged(net: Network, params: Any) -> Any:
     flat = flatten_dict(frozen.decoded(params, jnp.float32), sep="/")
     plain = {path: leaf for path, leaf in flat.items() if not is_added(path)}
     for layer in sorted({path.partition("/adapter/")[0] for path in net.added}):
+        if f"{layer}/kernel" not in plain:
+            raise UserError(f"peft.name: what stands in {layer} cannot be merged into the weights: no kernel is there")
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)
         merge = jax.jit(lambda kernel, added, layer=layer: net.peft.merged(layer, kernel.astype(jnp.float32), added))
         plain[f"{layer}/kernel"] = merge(kernel, added)

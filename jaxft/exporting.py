@@ -1,4 +1,4 @@
-"""What a run leaves in its hf/: an adapter as the `peft` library has it, or else the whole network.
+"""What a run leaves in its hf/: an adapter as `peft` or `adapters` has it (peft/adapterhub.py), or the whole network.
 
 hf/adapter_config.json          the method, its layers, the model that it belongs to
    adapter_model.safetensors    what was added, and what trained whole beside it
@@ -21,6 +21,7 @@ from jaxft.hf import save
 from jaxft.hf.layout import rows
 from jaxft.layers import frozen
 from jaxft.network import Network
+from jaxft.peft import adapterhub
 from jaxft.peft.exchange import PREFIX, Tensors
 from jaxft.peft.methods import Flat
 
@@ -32,12 +33,12 @@ TASK_TYPES = {
     "seq2seq_lm": "SEQ_2_SEQ_LM",
     "vectors": "FEATURE_EXTRACTION",
 }
-BESIDE = (*hf_folder.BESIDE, files.CONFIG)
+BESIDE = (*hf_folder.BESIDE, files.CONFIG, adapterhub.HEAD_CONFIG)
 
 
 def exchanged(net: Network) -> bool:
-    """Whether what the run trained is a folder of the `peft` library; if not, its whole network is exported."""
-    return bool(net.added) and net.peft.peft_type != ""
+    """Whether what the run trained is a folder of one of the libraries; if not, its whole network is exported."""
+    return bool(net.added) and (net.peft.layout != "peft" or net.peft.peft_type != "")
 
 
 def export(
@@ -73,7 +74,7 @@ def write(
     card: str,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes what a run added to the model `base` so that the `peft` library opens it; as hf.folder.write otherwise.
+    """Writes what a run added to the model `base` so that the method's library opens it; as hf.folder.write otherwise.
 
     With several processes all must call it.
     """
@@ -81,6 +82,27 @@ def write(
     added = {path: save.gather(flat[path], ()) for path in net.added}
     fields, tensors = net.peft.to_hub(adapters.modules(net), added)
     wholes = _wholes(net, flat)
+    hf = hf_folder.config_of(net, task, "float32")
+    if net.peft.layout == "adapters":
+        configs, weights = adapterhub.packed(fields, tensors, wholes, hf=hf, base=base, d_model=net.cfg.d_model)
+    else:
+        configs, weights = _packed(net, fields, tensors, wholes, base)
+    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
+        if jax.process_index() == 0:
+            for name, arrays in weights.items():
+                files.save(new, arrays, name)
+            for name, config in (configs | {hf_folder.CONFIG: hf}).items():
+                save.save_json(new, name, config)
+            beside(new)
+            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
+            if check is not None:
+                check(new)
+
+
+def _packed(
+    net: Network, fields: Mapping[str, Any], tensors: Tensors, wholes: Tensors, base: str
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensors]]:
+    """(configs by file name, tensors by file name) as the `peft` library has them."""
     config = {
         "peft_type": net.peft.peft_type,
         "task_type": TASK_TYPES.get(net.head),
@@ -89,15 +111,8 @@ def write(
         "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
         **fields,
     }
-    with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
-        if jax.process_index() == 0:
-            files.save(new, tensors | {PREFIX + name: array for name, array in wholes.items()})
-            save.save_json(new, files.CONFIG, config)
-            save.save_json(new, hf_folder.CONFIG, hf_folder.config_of(net, task, "float32"))
-            beside(new)
-            (new / hf_folder.CARD).write_text(card, encoding="utf-8")
-            if check is not None:
-                check(new)
+    whole = {PREFIX + name: array for name, array in wholes.items()}
+    return {files.CONFIG: config}, {files.WEIGHTS: tensors | whole}
 
 
 def _wholes(net: Network, flat: Flat) -> Tensors:

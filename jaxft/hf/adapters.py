@@ -1,4 +1,4 @@
-"""Folders of adapters as the `peft` library has them: weights of what was added, and a config that says to what."""
+"""Folders of adapters, of the libraries `peft` and `adapters`: weights of what was added, and a config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,11 +21,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return files.read_json(folder, CONFIG)
 
 
-def load(folder: Path) -> dict[str, np.ndarray]:
+def layout(config: Mapping[str, Any]) -> str:
+    """The library whose adapter_config.json it is: "peft" or "adapters"."""
+    return "adapters" if "peft_type" not in config and {"config", "model_class"} <= set(config) else "peft"
+
+
+def load(folder: Path, weights: str = WEIGHTS) -> dict[str, np.ndarray]:
     """All tensors, as float32. Raises UserError for a folder without them, or of a dtype that is no float's."""
-    file = files.inside(folder, WEIGHTS)
-    if not file.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}; save the adapter as safetensors (other formats can run code)")
+    if not (folder / weights).is_file():
+        raise UserError(f"{folder} has no {weights}; save the adapter as safetensors (other formats can run code)")
+    file = files.inside(folder, weights)
     stored, _ = files.header(file, str(file))
     strange = [f"{name} ({tensor.dtype})" for name, tensor in stored.items() if tensor.dtype not in read.DTYPES]
     if strange:
@@ -39,8 +44,8 @@ def _whole(tensor: files.Stored) -> np.ndarray:
     return read.rows_of(tensor, 0, tensor.shape[0]).astype(np.float32)
 
 
-def save(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def save(folder: Path, tensors: Mapping[str, np.ndarray], weights: str = WEIGHTS) -> None:
     """Writes them as float32, equal ones to equal bytes."""
     whole = {name: np.ascontiguousarray(tensors[name], np.float32) for name in sorted(tensors)}
     begin = header({name: array.shape for name, array in whole.items()}, "F32", 4)
-    (folder / WEIGHTS).write_bytes(b"".join((begin, *(array.tobytes() for array in whole.values()))))
+    (folder / weights).write_bytes(b"".join((begin, *(array.tobytes() for array in whole.values()))))

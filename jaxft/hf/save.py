@@ -233,7 +233,10 @@ def _entries(folder: Path, beside: Collection[str]) -> dict[str, Path]:
     return {entry.relative_to(folder).as_posix(): entry for entry in found}
 
 
-_WEIGHTS = re.compile(rf"(adapter_)?model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}")
+_WEIGHTS = re.compile(
+    rf"model(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(files.INDEX)}"
+    r"|adapter_model\.safetensors|adapter\.safetensors|model_head\.safetensors"  # adapters, of either library
+)
 
 
 def _is_ours(file: Path) -> bool:

@@ -6,7 +6,7 @@ The letters of dimensions, used in variable names, einsums, parameter axes, hub 
     D model        F feed-forward          V vocabulary     T table rows other than V (positions, token types)
     H heads        G key/value heads       K head size      HK, GK: heads x head size, flattened in kernels
     Q query heads that share one of G
-    P pooled width C classes or outputs    N layers         R rank
+    P pooled width C classes or outputs    N layers         R rank or width of a bottleneck
     E experts      X experts of a token    J pairs of a token and one of its experts, in a row
     Y rows         W columns               I channels of an image (in parameters: of a patch)
 

@@ -17,7 +17,7 @@ from jaxft.layers.stack import pick
 class PostNormBlock(nnx.Module):
     """The block of BERT and those after it. Each part: dropout, add, norm (Vaswani et al. 2017, section 3.1).
 
-    `attn` takes the place of plain self-attention over `heads`.
+    `attn` takes the place of plain self-attention over `heads`. `adapter`: see `add`.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class PostNormBlock(nnx.Module):
         self.attn_norm = LayerNorm(d_model, eps)
         self.mlp = Mlp(d_model, d_ff, act, init)
         self.mlp_norm = LayerNorm(d_model, eps)
+        self.adapter = nnx.data(None)
 
     def __call__(
         self, over_BMD: jax.Array, sight: Sight, key: jax.Array | None, at_BS: jax.Array | None = None
@@ -46,7 +47,7 @@ class PostNormBlock(nnx.Module):
         key_weights, key_attn, key_mlp = (None, None, None) if key is None else jax.random.split(key, 3)
         x_BLD, sight = (over_BMD, sight) if at_BS is None else (pick(over_BMD, at_BS), sight.at(at_BS))
         x_BLD = self.attn_norm(x_BLD + dropout(self.attn(x_BLD, over_BMD, sight, key_weights), self.drop, key_attn))
-        return self.mlp_norm(x_BLD + dropout(self.mlp(x_BLD), self.drop, key_mlp)), None
+        return add(x_BLD, dropout(self.mlp(x_BLD), self.drop, key_mlp), self.mlp_norm, self.adapter), None
 
 
 class PreNormBlock(nnx.Module):
@@ -55,6 +56,7 @@ class PreNormBlock(nnx.Module):
     `norm` makes each of the norms; with `after` there is another one behind attention and behind the feed-forward,
     before what they give is added, as in Gemma; without `before` none before attention, as where the embedding has just
     been normalised. `drop` is the dropout rate of what is added, `mlp_drop` that of the feed-forward (None: the same).
+    `adapter`: see `add`.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class PreNormBlock(nnx.Module):
         self.attn_after = norm() if after else None
         self.mlp_norm, self.mlp = norm(), mlp
         self.mlp_after = norm() if after else None
+        self.adapter = nnx.data(None)
 
     def __call__(
         self, over_BMD: jax.Array, sight: Sight, key: jax.Array | None, at_BS: jax.Array | None = None
@@ -86,11 +89,20 @@ class PreNormBlock(nnx.Module):
         mixed_BLD = self.attn(query_BLD, normed_BMD, sight, key_weights)
         x_BLD = x_BLD + dropout(_then(self.attn_after, mixed_BLD), self.drop, key_attn)
         fed_BLD, aside = self.feed(self.mlp_norm(x_BLD), sight)
-        return x_BLD + dropout(_then(self.mlp_after, fed_BLD), self.mlp_drop, key_mlp), aside
+        fed_BLD = dropout(_then(self.mlp_after, fed_BLD), self.mlp_drop, key_mlp)
+        return add(x_BLD, fed_BLD, None, self.adapter), aside
 
     def feed(self, x_BLD: jax.Array, sight: Sight) -> tuple[jax.Array, Any]:
         """The feed-forward, and what it leaves aside for the network's own losses: of a dense one nothing."""
         return self.mlp(x_BLD), None
+
+
+def add(x_BLD: jax.Array, fed_BLD: jax.Array, norm: Any, adapter: Any) -> jax.Array:
+    """norm(x + fed), the end of a block that feeds `x` forward; `norm` None: none.
+
+    `adapter`: what a method of jaxft.peft has put into the block; it is asked in the place of this.
+    """
+    return _then(norm, x_BLD + fed_BLD) if adapter is None else adapter(x_BLD, fed_BLD, norm)
 
 
 def _then(norm: Any, x_BLD: jax.Array) -> jax.Array:

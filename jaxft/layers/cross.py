@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from jaxft.layers.attention import Attention, Sight
+from jaxft.layers.block import add
 from jaxft.layers.dropout import dropout
 from jaxft.layers.stack import pick
 
@@ -32,7 +33,7 @@ class SideBlock(nnx.Module):
     """A block of either side. Each part: norm, compute, dropout, add; or with `norm_last` compute, dropout, add, norm.
 
     `cross` attends over the source, which an encoder's block does not. `norm` makes each of the norms; `mlp` takes
-    a key for dropout of its own.
+    a key for dropout of its own. `adapter`: see layers.block.add.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class SideBlock(nnx.Module):
         self.attn, self.attn_norm = attn, norm()
         self.cross, self.cross_norm = cross, None if cross is None else norm()
         self.mlp, self.mlp_norm = mlp, norm()
+        self.adapter = nnx.data(None)
 
     def __call__(
         self,
@@ -72,16 +74,23 @@ class SideBlock(nnx.Module):
         x_BLD = self._part(x_BLD, self.attn_norm, attend, key_attn)
         if source is not None:
             x_BLD = self._part(x_BLD, self.cross_norm, partial(self._read, source), key_cross)
-        return self._part(x_BLD, self.mlp_norm, self.mlp, key_mlp), None
+        return self._part(x_BLD, self.mlp_norm, self.mlp, key_mlp, self.adapter), None
 
     def _read(self, source: Source, query_BLD: jax.Array, key: jax.Array | None) -> jax.Array:
         assert self.cross is not None, "an encoder's block has no source"
         return self.cross(query_BLD, source.x_BMD, source.sight, key)
 
-    def _part(self, x_BLD: jax.Array, norm: Any, compute: Callable[..., jax.Array], key: jax.Array | None) -> jax.Array:
+    def _part(
+        self,
+        x_BLD: jax.Array,
+        norm: Any,
+        compute: Callable[..., jax.Array],
+        key: jax.Array | None,
+        adapter: Any = None,
+    ) -> jax.Array:
         key_inside, key = (None, None) if key is None else jax.random.split(key)
-        x_BLD = x_BLD + dropout(compute(self._before(norm, x_BLD), key_inside), self.drop, key)
-        return norm(x_BLD) if self.norm_last else x_BLD
+        computed_BLD = dropout(compute(self._before(norm, x_BLD), key_inside), self.drop, key)
+        return add(x_BLD, computed_BLD, norm if self.norm_last else None, adapter)
 
     def _before(self, norm: Any, x_BLD: jax.Array) -> jax.Array:
         return x_BLD if self.norm_last else norm(x_BLD)

@@ -6,15 +6,22 @@ all others, at paths with `adapter` in them. exchange.py says how the `peft` lib
 """
 
 PEFT = {
-    "full": "jaxft.peft.methods:Full",
-    "lora": "jaxft.peft.lora:Lora",
     "adalora": "jaxft.peft.adalora:AdaLora",
-    "ia3": "jaxft.peft.ia3:Ia3",
     "bitfit": "jaxft.peft.bitfit:BitFit",
+    "full": "jaxft.peft.methods:Full",
+    "houlsby": "jaxft.peft.bottleneck:Houlsby",
+    "ia3": "jaxft.peft.ia3:Ia3",
+    "lora": "jaxft.peft.lora:Lora",
+    "pfeiffer": "jaxft.peft.bottleneck:Pfeiffer",
 }
 
 PEFT_TYPES = {  # what the `peft` library calls those that it knows as well
-    "LORA": "jaxft.peft.lora:Lora",
     "ADALORA": "jaxft.peft.adalora:AdaLora",
     "IA3": "jaxft.peft.ia3:Ia3",
+    "LORA": "jaxft.peft.lora:Lora",
+}
+
+ADAPTERHUB = {  # what the `adapters` library calls bottleneck adapters
+    "double_seq_bn": "jaxft.peft.bottleneck:Houlsby",
+    "seq_bn": "jaxft.peft.bottleneck:Pfeiffer",
 }

@@ -34,6 +34,7 @@ class Method:
     modules_to_save: tuple = ()
 
     frozen = True  # what does not train is not saved by a run: it can be read again from where it came
+    layout = "peft"  # the library whose folders it is exchanged in; "adapters" is the other one
     peft_type = ""  # what the `peft` library calls it; "": it has no such method
 
     def attach(self, model: Any) -> None:
@@ -95,7 +96,7 @@ class Method:
         return bias
 
     def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
-        """(fields of adapter_config.json, tensors) of its parameters in the format of the `peft` library.
+        """(fields of adapter_config.json, tensors) of its parameters in the format of the library of `layout`.
 
         `modules` are the linear layers of the network.
         """

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxft import adapters, build, scoring, sharding, state, verify
+from jaxft import adapters, build, exporting, scoring, sharding, state, verify
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save
 from jaxft.models import gpt2, llama
@@ -265,7 +265,7 @@ def test_peft_computes_the_same_and_what_it_saves_is_read(family, on, tmp_path):
     base.mkdir()
     save.save(base, bare, plain.table, dtype="float32", shapes=plain.stored)
     save.save_json(base, "config.json", hf_folder.config_of(plain, {}, "float32"))
-    adapters.write(given, net, params, base=str(base), task={}, beside=lambda path: None, card="")
+    exporting.write(given, net, params, base=str(base), task={}, beside=lambda path: None, card="")
     batch, inputs = verify._texts(net)
     ours, seen = verify._ours(net, params, batch), batch["segment"] > 0
     loaded = getattr(transformers, family.HF_ARCHITECTURES["causal_lm"]).from_pretrained(base, dtype=torch.float32)
@@ -284,7 +284,7 @@ def test_peft_computes_the_same_and_what_it_saves_is_read(family, on, tmp_path):
 def test_a_rank_pattern_that_does_not_fit_is_refused(on, tmp_path):
     net = bert(on, SMALL)
     params, _ = build.parameters(net, None, 0, False)
-    adapters.write(tmp_path / "a", net, moved(params), base="x", task={}, beside=lambda path: None, card="")
+    exporting.write(tmp_path / "a", net, moved(params), base="x", task={}, beside=lambda path: None, card="")
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     name = next(iter(config["rank_pattern"]))
     config["rank_pattern"][name] = [True] * 5

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxft import adapters, build, scoring, sharding, state
+from jaxft import build, exporting, scoring, sharding, state
 from jaxft.models import bert, t5
 from jaxft.peft.bitfit import BitFit
 from jaxft.registry import UserError
@@ -23,7 +23,7 @@ def test_biases_and_the_head_train_and_nothing_is_added():
     trained = {path for path in net.abstract if net.trains(path)}
     assert trained == {path for path in net.abstract if path.endswith("/bias") or path.startswith("head/")}
     assert {"blocks/attn/q/bias", "blocks/mlp/down/bias", "embed/norm/bias"} <= trained
-    assert not net.added and not adapters.exchanged(net)
+    assert not net.added and not exporting.exchanged(net)
 
 
 def test_a_step_moves_biases_and_the_head_alone():

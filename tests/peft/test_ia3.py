@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxft import adapters, build, verify
+from jaxft import adapters, build, exporting, verify
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import save
 from jaxft.models import bert, gpt2, mixtral, phi3
@@ -79,7 +79,7 @@ def test_layers_that_cannot_be_scaled_are_refused(on, options, said):
 def test_inputs_of_layers_that_are_one_there_have_one_vector(on, tmp_path):
     net = maker(on, phi3, "causal_lm")(peft=Ia3(feedforward=".*/(gate|up)"))
     params, _ = build.parameters(net, None, 0, False)
-    write = functools.partial(adapters.write, base="x", task={}, beside=lambda path: None, card="")
+    write = functools.partial(exporting.write, base="x", task={}, beside=lambda path: None, card="")
     write(tmp_path / "equal", net, params)
     with pytest.raises(UserError, match="are one layer in the format of peft"):
         write(tmp_path / "moved", net, moved(params))
@@ -89,7 +89,7 @@ def test_a_vector_of_another_size_is_refused(on, tmp_path):
     make = maker(on, bert, "sequence")
     net = make(peft=Ia3(target="attention"))
     params, _ = build.parameters(net, None, 0, False)
-    adapters.write(tmp_path, net, params, base="x", task={}, beside=lambda path: None, card="")
+    exporting.write(tmp_path, net, params, base="x", task={}, beside=lambda path: None, card="")
     other = functools.partial(make.func, bert, bert.Config(**{**vars(bert.TINY), "d_ff": 24}), **make.keywords)
     with pytest.raises(UserError, match=r"is an adapter of another model: .*ia3_l"):
         adapters.read(tmp_path, other())
@@ -114,7 +114,7 @@ def test_peft_computes_the_same_and_what_it_saves_is_read(family, method, on, tm
     base.mkdir()
     save.save(base, bare(params), plain.table, dtype="float32", shapes=plain.stored)
     save.save_json(base, "config.json", hf_folder.config_of(plain, {}, "float32"))
-    adapters.write(given, net, params, base=str(base), task={}, beside=lambda path: None, card="")
+    exporting.write(given, net, params, base=str(base), task={}, beside=lambda path: None, card="")
     batch, inputs = verify._texts(net)
     ours, seen = verify._ours(net, params, batch), batch["segment"] > 0
     loaded = getattr(transformers, family.HF_ARCHITECTURES[head]).from_pretrained(base, dtype=torch.float32)
