@@ -87,21 +87,21 @@ def factor(d_model: int, width: int) -> float:
 
 def options(section: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """The options of an adapter_config.json, with what old files lack. Raises UserError for those not implemented."""
-    config = section.get("config")
-    have = config.get("architecture") if isinstance(config, Mapping) else config
-    if not isinstance(config, Mapping) or have not in (None, "bottleneck"):
+    own = section.get("config")
+    have = own.get("architecture") if isinstance(own, Mapping) else own
+    if not isinstance(own, Mapping) or have not in (None, "bottleneck"):
         raise UserError(
             f"{folder}: config.architecture={have!r} of the `adapters` library is not supported; only bottleneck "
             f"adapters are: {', '.join(sorted(KINDS))}"
         )
-    found = {**FIXED, **_OPTIONAL, **config}
+    found = {**FIXED, **_OPTIONAL, **own}
     for field, value in FIXED.items():
         if field not in _READ and found[field] != value:
             raise UserError(f"{folder}: config.{field}={found[field]!r} is not supported; only {value!r} is")
     for field in ("scaling", "dropout"):
         if not isinstance(found[field], int | float):
             raise UserError(f"{folder}: config.{field}={found[field]!r} is not supported; only a number is")
-    if missing := [field for field in ("name", "non_linearity") if field not in {**section, **config}]:
+    if missing := [field for field in ("name", "non_linearity") if field not in {**section, **own}]:
         raise UserError(f"{folder}: adapter_config.json has no {', '.join(missing)}")
     act = str(found["non_linearity"]).lower()
     return found | {"non_linearity": act if "version" in section else _RENAMED.get(act, act)}
