@@ -52,28 +52,22 @@ def network(
             f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps, which with peft.name='full' is nothing; "
             "set it to ''"
         )
-    machine = choice.Machine.of(mesh.devices.flat[0])
-    dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
-    cut = sharding.pieces("L", rules.activations, mesh)
-    if reason := choice.needs(model.attention, machine, dtype, cut):
-        raise UserError(f'model.attention="{model.attention}" {reason}; use "auto"')
-    how = Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat, attention=model.attention)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
-    declared_model = family.Model(filled, head, outputs, how)
-    peft.attach(declared_model)
-    structure, state = nnx.split(declared_model)
-    declared = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    abstract, letters, stored, inits, unsharded = {}, {}, {}, {}, []
-    for path, variable in declared.items():
-        shape, axes = variable.get_value().shape, variable.get_metadata("axes")
-        where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
+    how = _execution(model, rules, mesh)
+    declared = family.Model(filled, head, outputs, how)
+    peft.attach(declared)
+    structure, state = nnx.split(declared)
+    variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    letters = {path: variable.get_metadata("axes") for path, variable in variables.items()}
+    abstract, stored, unsharded = {}, {}, []
+    for path, axes in letters.items():
+        shape = variables[path].get_value().shape
         matrix = sum(letter not in sharding.STACKED for letter in axes) > 1
         kept = model.frozen_dtype if matrix and not peft.trains(path, head) else ""
         dtype = jnp.dtype("bfloat16" if kept in frozen.KINDS else kept or model.param_dtype)
+        where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-        letters[path] = axes
         stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
-        inits[path] = variable.get_metadata("init")
         if matrix:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
     peft.check([path for path in abstract if not is_added(path)])
@@ -86,7 +80,7 @@ def network(
         abstract=abstract,
         axes=letters,
         stored=stored,
-        inits=inits,
+        inits={path: variable.get_metadata("init") for path, variable in variables.items()},
         mesh=mesh,
         activations=rules.activations,
         how=how,
@@ -94,6 +88,16 @@ def network(
         peft=peft,
         quantized=_quantized(abstract, letters, model.frozen_dtype, lambda path: peft.trains(path, head)),
     )
+
+
+def _execution(model: ModelSection, rules: ShardingSection, mesh: Mesh) -> Execution:
+    """Raises UserError where who is to compute attention cannot."""
+    machine = choice.Machine.of(mesh.devices.flat[0])
+    dtype = ("float32" if machine.platform == "cpu" else "bfloat16") if model.dtype == "auto" else model.dtype
+    cut = sharding.pieces("L", rules.activations, mesh)
+    if reason := choice.needs(model.attention, machine, dtype, cut):
+        raise UserError(f'model.attention="{model.attention}" {reason}; use "auto"')
+    return Execution(dtype=jnp.dtype(dtype), scan=model.scan, remat=model.remat, attention=model.attention)
 
 
 def _quantized(abstract: Any, letters: Any, kind: str, trains: Callable[[str], bool]) -> dict[str, str]:

@@ -153,9 +153,9 @@ class AdaLora(Method):
 
     @classmethod
     def from_hub(
-        cls, config: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
     ) -> tuple[Self, Flat]:
-        rank, pattern = int(config["init_r"]), config.get("rank_pattern") or {}
+        rank, pattern = int(section["init_r"]), section.get("rank_pattern") or {}
         added, paths = {}, []
         for module in modules:
             a_of, b_of, e_of = (taken(tensors, module.names, f"lora_{letter}") for letter in "ABE")
@@ -186,8 +186,8 @@ class AdaLora(Method):
             "orth": "orth_reg_weight",
             "total": "total_step",
         }
-        options = {name: config[field] for name, field in given.items() if config.get(field) is not None}
-        alpha = float(config["lora_alpha"])
+        options = {name: section[field] for name, field in given.items() if section.get(field) is not None}
+        alpha = float(section["lora_alpha"])
         return cls(
             target=tuple(paths), init_rank=rank, alpha=alpha if alpha > 0 else float(rank), read=True, **options
         ), added

@@ -71,11 +71,11 @@ class Bottleneck(Method):
         raise NotImplementedError
 
     def places(self) -> dict[str, Any]:
-        """Where the adapters stand, in fields of the library's config."""
+        """Where the adapters stand, in fields of the library's section."""
         return adapterhub.KINDS[self.kind]
 
     @classmethod
-    def of_places(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+    def of_places(cls, section: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse: options of this method."""
         return {}
 
@@ -99,14 +99,14 @@ class Bottleneck(Method):
 
     @classmethod
     def from_hub(
-        cls, config: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
     ) -> tuple[Self, Flat]:
-        options = adapterhub.options(config, folder)
+        options = adapterhub.options(section, folder)
         method = cls(act=options["non_linearity"], dropout=float(options["dropout"]), **cls.of_places(options))
         found: dict[str, tuple[Module, dict[str, dict]]] = {}
         for module in modules:
             if slot := method.slot(module.parts[0].path):
-                found[slot] = (module, _taken(tensors, module, config["name"], options["scaling"], folder))
+                found[slot] = (module, _taken(tensors, module, section["name"], options["scaling"], folder))
         widths = {len(bias) for _, parts in found.values() for bias in parts["down/bias"].values()}
         if not widths:
             raise UserError(f"{folder} is an adapter of another model: it has no tensors for this one")
@@ -174,8 +174,8 @@ class Houlsby(Bottleneck):
         return {**super().places(), "cross_adapter": self.cross}
 
     @classmethod
-    def of_places(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        return {"cross": bool(config["cross_adapter"])}
+    def of_places(cls, section: Mapping[str, Any]) -> dict[str, Any]:
+        return {"cross": bool(section["cross_adapter"])}
 
 
 @dataclass(frozen=True, kw_only=True)

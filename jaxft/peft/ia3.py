@@ -80,7 +80,7 @@ class Ia3(Method):
 
     @classmethod
     def from_hub(
-        cls, config: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
     ) -> tuple[Self, Flat]:
         added: Flat = {}
         paths: dict[str, list[str]] = {OUT: [], INTO: []}

@@ -161,15 +161,15 @@ class Lora(Method):
 
     @classmethod
     def from_hub(
-        cls, config: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
     ) -> tuple[Self, Flat]:
         """The method that an adapter is of, and its parameters, which are taken out of `tensors`."""
-        if config.get("init_lora_weights") not in (True, False, None, "gaussian", "eva", "orthogonal"):
+        if section.get("init_lora_weights") not in (True, False, None, "gaussian", "eva", "orthogonal"):
             raise UserError(
-                f"{folder}: init_lora_weights={config['init_lora_weights']!r} has changed the weights of its model, "
+                f"{folder}: init_lora_weights={section['init_lora_weights']!r} has changed the weights of its model, "
                 "too; save it with path_initial_model_for_weight_conversion, which makes an ordinary LoRA of it"
             )
-        rslora, dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
+        rslora, dora = bool(section.get("use_rslora")), bool(section.get("use_dora"))
         ranks, alphas, added = {}, {}, {}
         for module in modules:
             a_of = taken(tensors, module.names, "lora_A.weight")
@@ -181,7 +181,7 @@ class Lora(Method):
                 check_shape(f"{module.names[index]}.lora_A.weight", a, (None, module.inputs), folder)
                 check_shape(f"{module.names[index]}.lora_B.weight", b_of[index], (module.outputs, len(a)), folder)
             scales = {
-                index: _pattern(config.get("alpha_pattern"), module.names[index], config["lora_alpha"])
+                index: _pattern(section.get("alpha_pattern"), module.names[index], section["lora_alpha"])
                 / (len(a) ** 0.5 if rslora else len(a))
                 for index, a in a_of.items()
             }
@@ -195,8 +195,10 @@ class Lora(Method):
                 if dora:
                     length = {at: length[part.within] for at, length in length_of.items()}
                     added[f"{key}length"] = stacked(length, module.names, (part.outputs,))
-        options = dict(rank=max(ranks.values(), default=1), alpha=float(config["lora_alpha"]), rslora=rslora, dora=dora)
-        drop = float(config.get("lora_dropout", 0.0))
+        options = dict(
+            rank=max(ranks.values(), default=1), alpha=float(section["lora_alpha"]), rslora=rslora, dora=dora
+        )
+        drop = float(section.get("lora_dropout", 0.0))
         return cls(target=tuple(ranks), dropout=drop, ranks=ranks, alphas=alphas, **options), added
 
 

@@ -104,7 +104,7 @@ class Method:
 
     @classmethod
     def from_hub(
-        cls, config: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
     ) -> tuple[Self, Flat]:
         """The inverse: the method, and its parameters, which are taken out of `tensors`. Raises UserError."""
         raise NotImplementedError
