@@ -24,7 +24,7 @@ from jaxft.hf.layout import parts, rows
 from jaxft.layers import quantized
 from jaxft.network import Network
 from jaxft.peft import PEFT_TYPES
-from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
+from jaxft.peft.exchange import Module, Part, Tensors
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
 
@@ -86,7 +86,7 @@ def write(
     """
     flat = flatten_dict(params, sep="/")
     added = {path: save.gather(flat[path], ()) for path in net.added}
-    fields, tensors = net.peft.to_hub(modules(net), added)
+    fields, tensors = net.peft.to_hub(modules(net), added, net.declared)
     wholes = _wholes(net, flat)
     config = {
         "peft_type": net.peft.peft_type,
@@ -98,7 +98,7 @@ def write(
     }
     with disk.writing(folder), save.replacing(folder, beside=BESIDE) as new:
         if jax.process_index() == 0:
-            files.save(new, tensors | {PREFIX + name: array for name, array in wholes.items()})
+            files.save(new, tensors | {net.peft.hub_prefix + name: array for name, array in wholes.items()})
             save.save_json(new, files.CONFIG, config)
             save.save_json(new, hf_folder.CONFIG, hf_folder.config_of(net, task, "float32"))
             beside(new)
@@ -185,8 +185,8 @@ def read(folder: Path, net: Network) -> Adapter:
     section = files.read_config(folder)
     method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
     tensors = files.load(folder)
-    method, added = method_class.from_hub(section, tensors, modules(net), str(folder))
-    wholes = _read_wholes(net, tensors, folder)
+    method, added = method_class.from_hub(section, tensors, modules(net), str(folder), net.declared)
+    wholes = _read_wholes(net, tensors, method.hub_prefix, folder)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(
@@ -196,14 +196,16 @@ def read(folder: Path, net: Network) -> Adapter:
     return Adapter(folder, dataclasses.replace(method, modules_to_save=saved), added, wholes)
 
 
-def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
+def _read_wholes(
+    net: Network, tensors: Tensors, prefix: str, folder: Path
+) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
     """The tensors of the network itself, taken out of `tensors`."""
     table, found = rows(net.table), {}
     places = parts(table, {path: net.stored[path] for path in table})
     used = set()
     for path, row in table.items():
         for index, name in row.tensors(net.stored[path]):
-            whole = tensors.get(PREFIX + name)
+            whole = tensors.get(prefix + name)
             if whole is None:
                 continue
             if whole.shape != places[path].whole:
@@ -213,7 +215,7 @@ def _read_wholes(net: Network, tensors: Tensors, folder: Path) -> dict[str, dict
             shape = row.disk_shape(net.stored[path])
             cut = places[path].of(row, tuple(slice(0, n) for n in shape))
             found.setdefault(path, {})[index] = row.layout.to_param(whole[cut])
-            used.add(PREFIX + name)
+            used.add(prefix + name)
     for name in used:
         del tensors[name]
     return found
@@ -247,6 +249,8 @@ def merged(net: Network, params: Any) -> Any:
     flat = flatten_dict(quantized.decoded(params, jnp.float32), sep="/")
     plain = {path: leaf for path, leaf in flat.items() if not is_added(path)}
     for layer in sorted({path.partition("/adapter/")[0] for path in net.added}):
+        if f"{layer}/kernel" not in plain:
+            raise UserError(f"peft.name: what stands at {layer} is beside no kernel, and cannot be merged into one")
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)
         merge = jax.jit(lambda kernel, added, layer=layer: net.peft.merged(layer, kernel.astype(jnp.float32), added))
         plain[f"{layer}/kernel"] = merge(kernel, added)

@@ -8,6 +8,12 @@ others, at paths with `adapter` in them. exchange.py says how the `peft` library
 PEFT = {
     "full": "jaxft.peft.methods:Full",
     "lora": "jaxft.peft.lora:Lora",
+    "prefix": "jaxft.peft.prefix:Prefix",
+    "prompt": "jaxft.peft.prompt:Prompt",
 }
 
-PEFT_TYPES = {"LORA": "jaxft.peft.lora:Lora"}  # what the `peft` library calls those that it knows as well
+PEFT_TYPES = {  # what the `peft` library calls those that it knows as well
+    "LORA": "jaxft.peft.lora:Lora",
+    "PREFIX_TUNING": "jaxft.peft.prefix:Prefix",
+    "PROMPT_TUNING": "jaxft.peft.prompt:Prompt",
+}
