@@ -62,21 +62,25 @@ class Prefix(Method):
     def to_hub(
         self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
     ) -> tuple[dict[str, Any], Tensors]:
-        """One tensor [tokens, layers x 2 x G x K]: of each layer the keys, then the values."""
+        """One tensor [tokens, pairs x 2 x G x K]: of each pair the keys, then the values."""
         found = layers(model)
         pairs = [[added[f"{path}/adapter/{name}"] for name in "kv"] for path in found]
         whole = [np.stack([array.reshape(-1, *array.shape[-2:]) for array in pair], 1) for pair in pairs]
-        layers_N2TF = np.concatenate(whole)
+        layer_N2TF = np.concatenate(whole)
+        # As many pairs as each layer needs to have one of its own; those that no layer reads are zero.
+        count = len(layer_N2TF) * (2 if isinstance(model, EncDec) else 1)
+        pair_N2TF = np.zeros((count, *layer_N2TF.shape[1:]), np.float32)
+        pair_N2TF[_pairs_of(model, len(layer_N2TF), count)] = layer_N2TF
         heads, width = _sizes(found)
         return {
             "num_virtual_tokens": self.tokens,
             "token_dim": width,
             "num_attention_heads": heads,
-            "num_layers": len(layers_N2TF),
+            "num_layers": count,
             "num_transformer_submodules": 2 if isinstance(model, EncDec) else 1,
             "prefix_projection": False,
             "encoder_hidden_size": width,
-        }, {TENSOR: np.moveaxis(layers_N2TF, 2, 0).reshape(self.tokens, -1)}
+        }, {TENSOR: np.moveaxis(pair_N2TF, 2, 0).reshape(self.tokens, -1)}
 
     @classmethod
     def from_hub(
@@ -87,11 +91,12 @@ class Prefix(Method):
         found, whole_TX = layers(model), tensors.pop(TENSOR)
         counts = {path: attn.k.kernel.get_value().shape[:-2] for path, attn in found.items()}
         n, (_, width) = sum(int(np.prod(count)) for count in counts.values()), _sizes(found)
-        check_shape(TENSOR, whole_TX, (None, n * 2 * width), folder)
-        layers_N2TF = np.moveaxis(whole_TX.reshape(-1, n, 2, width), 0, 2)
+        pairs = int(config["num_layers"]) if isinstance(model, EncDec) else n
+        check_shape(TENSOR, whole_TX, (None, pairs * 2 * width), folder)
+        layer_N2TF = np.moveaxis(whole_TX.reshape(-1, pairs, 2, width), 0, 2)[_pairs_of(model, n, pairs)]
         added, at = {}, 0
         for path, count in counts.items():
-            own = layers_N2TF[at : at + int(np.prod(count))]
+            own = layer_N2TF[at : at + int(np.prod(count))]
             at += len(own)
             added |= {f"{path}/adapter/{name}": own[:, i].reshape(*count, -1, width) for i, name in enumerate("kv")}
         return cls(tokens=len(whole_TX)), added
@@ -112,6 +117,15 @@ def layers(model: Any) -> dict[str, Attention]:
             "use 'lora'"
         )
     return dict(sorted(found.items(), key=lambda item: not item[0].startswith("first/")))
+
+
+def _pairs_of(model: Any, layers: int, pairs: int) -> np.ndarray:
+    """Which of the pairs of `peft` each layer has.
+
+    Of an encoder-decoder `peft` 0.21 takes two for each layer of the decoder, the second for its attention over the
+    source, drops that, and begins anew where there are no more: with as many pairs as layers, two layers share one.
+    """
+    return np.arange(layers) * 2 % pairs if isinstance(model, EncDec) else np.arange(layers)
 
 
 def _sizes(found: Mapping[str, Attention]) -> tuple[int, int]:
