@@ -192,7 +192,7 @@ class Attention(nnx.Module):
         self.v = Dense(d_model, narrow, ("D", "GK"), init, bias)
         self.out = Dense(wide, d_model, ("HK", "D"), out_init or init, bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
-        self.adapter = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array:
         """Queries of `x_BLD` over keys and values of `over_BMD`, [B, L, D]."""

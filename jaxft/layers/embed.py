@@ -27,7 +27,7 @@ class Embed(nnx.Module):
         self.letter = axes[0]
         self.table = parameter((rows, d_model), axes, init)
         self.bias = parameter((rows,), axes[:1], zeros) if bias else None
-        self.adapter = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, ids_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[B, L] -> [B, L, D] in `dtype`."""

@@ -54,7 +54,7 @@ class Prefix(Method):
             )
         for attn in found.values():
             attn.adapter = PrefixAdapter(attn, self)
-        side = model.decoder if isinstance(model, EncDec) else model
+        side: Any = model.decoder if isinstance(model, EncDec) else model
         side.virtual = Virtual(self.tokens)
 
     # ---- the format of peft ----
