@@ -205,7 +205,7 @@ class Attention(nnx.Module):
             at_BL = None if sight.memory is not None else sight.where.at_BL
             q_BLHK = (sight.rotary if at_BL is None else sight.rotary.at(at_BL))(q_BLHK)
         scale, bias_BHLM = self.scale * sight.scale, self.bias(q_BLHK, k_BMGK, sight, key)
-        options = dict(softcap=self.softcap, bias_BHLM=bias_BHLM, drop=self.drop, key=key)
+        options: dict[str, Any] = dict(softcap=self.softcap, bias_BHLM=bias_BHLM, drop=self.drop, key=key)
         if self.adapter is None:
             mixed_BLHK = attention(q_BLHK, k_BMGK, v_BMGK, sight.where, scale, **options)
         else:
