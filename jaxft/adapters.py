@@ -21,7 +21,7 @@ from jaxft.hf.layout import parts, rows
 from jaxft.layers import frozen
 from jaxft.network import Network
 from jaxft.peft import ADAPTERHUB, PEFT_TYPES, adapterhub
-from jaxft.peft.exchange import PREFIX, Module, Part, Tensors
+from jaxft.peft.exchange import Module, Part, Tensors
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
 
@@ -113,18 +113,18 @@ def read(folder: Path, net: Network) -> Adapter:
     Raises UserError for a method that is not known, an adapter of another model, and tensors that nobody reads.
     """
     section = files.read_config(folder)
-    known, prefix = modules(net), PREFIX
+    known = modules(net)
     if files.layout(section) == "adapters":
         kind = adapterhub.kind(section, str(folder))
-        method_class, prefix = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config"), ""
+        method_class = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config")
         first = net.family.HF_PREFIX
         bare = not any(name.startswith(first) for module in known for name in module.names.values())
         tensors = adapterhub.unpacked(folder, first, _linear_of_head(net), bare=bare)
     else:
         method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
         tensors = files.load(folder)
-    method, added = method_class.from_hub(section, tensors, known, str(folder))
-    wholes = _read_wholes(net, tensors, folder, prefix)
+    method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)
+    wholes = _read_wholes(net, tensors, folder, method.hub_prefix)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(

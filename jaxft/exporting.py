@@ -22,7 +22,7 @@ from jaxft.hf.layout import rows
 from jaxft.layers import frozen
 from jaxft.network import Network
 from jaxft.peft import adapterhub
-from jaxft.peft.exchange import PREFIX, Tensors
+from jaxft.peft.exchange import Tensors
 from jaxft.peft.methods import Flat
 
 TASK_TYPES = {
@@ -80,7 +80,7 @@ def write(
     """
     flat = flatten_dict(params, sep="/")
     added = {path: save.gather(flat[path], ()) for path in net.added}
-    fields, tensors = net.peft.to_hub(adapters.modules(net), added)
+    fields, tensors = net.peft.to_hub(adapters.modules(net), added, net.declared)
     wholes = _wholes(net, flat)
     hf = hf_folder.config_of(net, task, "float32")
     if net.peft.layout == "adapters":
@@ -111,7 +111,7 @@ def _packed(
         "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
         **fields,
     }
-    whole = {PREFIX + name: array for name, array in wholes.items()}
+    whole = {net.peft.hub_prefix + name: array for name, array in wholes.items()}
     return {files.CONFIG: config}, {files.WEIGHTS: tensors | whole}
 
 

@@ -97,6 +97,11 @@ class Network:
             return params | {"decoder": params["decoder"] | {"blocks": blocks}}
         return params | {"blocks": apart(params["blocks"], keep=keep)}
 
+    @property
+    def declared(self) -> Any:
+        """The model itself, with shapes where its numbers belong."""
+        return nnx.merge(self.structure, unflatten_dict(self.abstract, sep="/"))
+
     def own(self, params: Any) -> Any:
         """`params` of a run without the branches of companions."""
         return {name: branch for name, branch in params.items() if name not in self.companions}

@@ -36,7 +36,7 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
 
 def _texts(net: Any) -> tuple[Batch, Batch]:
     """Random ids with padding, as we and as transformers take them."""
-    length = min(LENGTH, net.cfg.positions)
+    length = min(LENGTH, net.cfg.positions, net.declared.most or LENGTH)
     rng = np.random.default_rng(0)
     # Any id but that of padding: some families number positions by where it stands.
     pad = net.cfg.pad_id

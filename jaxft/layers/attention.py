@@ -57,6 +57,11 @@ class Where:
         at_BL = jnp.arange(self.query_BL.shape[1])[None] if self.at_BL is None else self.at_BL
         return at_BL[:, :, None] - jnp.arange(self.key_BM.shape[1])[None, None, :]
 
+    def position_BL(self) -> jax.Array:
+        """How many tokens of its own segment each query has before it."""
+        at_BL = jnp.arange(self.query_BL.shape[1])[None] if self.at_BL is None else self.at_BL
+        return at_BL - (self.query_BL[:, :, None] == self.key_BM[:, None, :]).argmax(-1)
+
     def _near(self, away: jax.Array) -> jax.Array:
         if not self.causal:
             return jnp.abs(away) <= self.window
@@ -73,15 +78,18 @@ class Sight:
     where: Where
     rotary: Rotary | None = None
     bias_BHLM: jax.Array | None = None  # B may be 1
+    prefix_BHLM: jax.Array | None = None  # what is added to the scores of M virtual tokens before each text
     scale: float = 1.0  # of the layer's scores, beside that of its module
     memory: Memory | None = None  # where keys and values are kept; `where` tells of all of them, `rotary` of new ones
 
     def at(self, position_BS: jax.Array) -> Self:
         """The same for the queries at these places alone."""
-        bias_BHSM = self.bias_BHLM
-        if bias_BHSM is not None:
-            bias_BHSM = jnp.take_along_axis(bias_BHSM, position_BS[:, None, :, None], axis=2)
-        return dataclasses.replace(self, where=self.where.at(position_BS), bias_BHLM=bias_BHSM)
+        at_BHS = position_BS[:, None, :, None]
+        picked = {
+            name: None if bias is None else jnp.take_along_axis(bias, at_BHS, axis=2)
+            for name, bias in (("bias_BHLM", self.bias_BHLM), ("prefix_BHLM", self.prefix_BHLM))
+        }
+        return dataclasses.replace(self, where=self.where.at(position_BS), **picked)
 
 
 def attention(
@@ -152,6 +160,8 @@ class Attention(nnx.Module):
     `kv_heads` None: as many as `heads`; `head_dim` None: d_model / heads; `scale` None: head_dim ** -0.5; `out_bias`
     and `out_init` None: as `bias` and `init`, `q_init` too. `q_norm` and `k_norm` normalise each head before it is
     turned.
+
+    `adapter`: what a method of jaxft.peft has put here; it is asked in the place of `attention`.
     """
 
     def __init__(
@@ -182,6 +192,7 @@ class Attention(nnx.Module):
         self.v = Dense(d_model, narrow, ("D", "GK"), init, bias)
         self.out = Dense(wide, d_model, ("HK", "D"), out_init or init, bias if out_bias is None else out_bias)
         self.q_norm, self.k_norm = q_norm, k_norm
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x_BLD: jax.Array, over_BMD: jax.Array, sight: Sight, key: jax.Array | None) -> jax.Array:
         """Queries of `x_BLD` over keys and values of `over_BMD`, [B, L, D]."""
@@ -193,17 +204,12 @@ class Attention(nnx.Module):
         if sight.rotary is not None:
             at_BL = None if sight.memory is not None else sight.where.at_BL
             q_BLHK = (sight.rotary if at_BL is None else sight.rotary.at(at_BL))(q_BLHK)
-        mixed_BLHK = attention(
-            q_BLHK,
-            k_BMGK,
-            v_BMGK,
-            sight.where,
-            self.scale * sight.scale,
-            softcap=self.softcap,
-            bias_BHLM=self.bias(q_BLHK, k_BMGK, sight, key),
-            drop=self.drop,
-            key=key,
-        )
+        scale, bias_BHLM = self.scale * sight.scale, self.bias(q_BLHK, k_BMGK, sight, key)
+        options: dict[str, Any] = dict(softcap=self.softcap, bias_BHLM=bias_BHLM, drop=self.drop, key=key)
+        if self.adapter is None:
+            mixed_BLHK = attention(q_BLHK, k_BMGK, v_BMGK, sight.where, scale, **options)
+        else:
+            mixed_BLHK = self.adapter(q_BLHK, k_BMGK, v_BMGK, sight, scale, **options)
         return constrain(self.out(mixed_BLHK.reshape(*x_BLD.shape[:2], -1)), "BLD")
 
     def _keys(self, over_BMD: jax.Array, sight: Sight) -> Pair:

@@ -19,16 +19,22 @@ from jaxft.sharding import constrain
 class Embed(nnx.Module):
     """A table [rows, D] looked up by integer id. Ids out of range would clamp: they are refused before.
 
-    `bias`: of each row, for whoever takes the table to unembed.
+    `bias`: of each row, for whoever takes the table to unembed. `adapter`: what a method of jaxft.peft has put here; it
+    is asked in the place of this layer, with this layer.
     """
 
     def __init__(self, rows: int, d_model: int, axes: tuple[str, str], init: Init, bias: bool = False):
         self.letter = axes[0]
         self.table = parameter((rows, d_model), axes, init)
         self.bias = parameter((rows,), axes[:1], zeros) if bias else None
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, ids_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[B, L] -> [B, L, D] in `dtype`."""
+        return self.plain(ids_BL, dtype) if self.adapter is None else self.adapter(ids_BL, self, dtype)
+
+    def plain(self, ids_BL: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """The same without an adapter."""
         # The columns are gathered before the look-up: a table sharded both ways makes XLA rematerialise it in full.
         table = constrain(self.table[...].astype(dtype), self.letter + "_")
         return constrain(jnp.take(table, ids_BL, axis=0, mode="clip"), "BLD")

@@ -9,7 +9,7 @@ reads the source once more, moved right.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxft.layers.embed import TokenEmbed
 from jaxft.layers.relative import RelativeBias
 from jaxft.layers.stack import Execution, run_stack, stack, unstacked
 from jaxft.layers.trunk import Losses, trunk_flops
+from jaxft.layers.virtual import Batch, Virtual
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Tokens:
     ids_BL: jax.Array
     segment_BL: jax.Array
     position_BL: jax.Array
+
+    @classmethod
+    def of(cls, batch: Batch, side: str = "") -> Self:
+        """Those of the source or, `side` "target_", of the target."""
+        return cls(batch[f"{side}ids"], batch[f"{side}segment"], batch[f"{side}position"])
 
     def moved_right(self, start_id: int) -> "Tokens":
         """Each text begins with `start_id` and loses its last token."""
@@ -74,7 +80,7 @@ class Side(nnx.Module):
     def __init__(
         self, embed: SideEmbed, block: SideBlock, layers: int, how: Execution, *, causal: bool, norm: Any = None
     ):
-        self.layers, self.how, self.causal = layers, how, causal
+        self.layers, self.how, self.causal, self.virtual = layers, how, causal, Virtual()
         self.embed = embed
         self.blocks = stack(block, layers)
         self.norm = norm
@@ -89,13 +95,15 @@ class Side(nnx.Module):
     ) -> jax.Array:
         """Words [B, L, D] -> [B, L, D], or [B, S, D] at the places `at_BS` alone."""
         key_embed, key_blocks, key_norm = (None, None, None) if key is None else jax.random.split(key, 3)
-        relative = self.embed.relative
-        bias_BHLM = None if relative is None else relative(x_BLD.shape[1])
-        sight = Sight(Where.within(tokens.segment_BL, causal=self.causal), bias_BHLM=bias_BHLM)
+        relative, L = self.embed.relative, x_BLD.shape[1]
+        self.virtual.check(L, self.embed.most, "task.target_length")
+        bias_BHLM = None if relative is None else relative(L)
+        where = Where.within(tokens.segment_BL, causal=self.causal)
+        sight = Sight(where, bias_BHLM=bias_BHLM, prefix_BHLM=self._before(tokens, L))
         x_BLD, _ = run_stack(
             self.blocks,
             lambda block, x_BLD, key, at_BS, kind: block(x_BLD, sight, source, key, at_BS),
-            self.embed(x_BLD, tokens.position_BL, key_embed),
+            self.embed(x_BLD, tokens.position_BL + self.virtual.tokens, key_embed),
             key_blocks,
             self.how,
             at_BS,
@@ -119,12 +127,17 @@ class Side(nnx.Module):
         assert cache.source_segment_BM is not None
         across = Where(tokens.segment_BL, cache.source_segment_BM)
         own, of_source = memories(cache.layers, self.layers, cache.at), memories(cache.source, self.layers)
-        x_BLD = self.embed(x_BLD, tokens.position_BL, None)
+        x_BLD, prefix_BHLM = self.embed(x_BLD, tokens.position_BL + self.virtual.tokens, None), self._before(tokens, M)
         for block, mine, read in zip(unstacked(self.blocks), own, of_source, strict=True):
-            sight = Sight(where, bias_BHLM=bias_BHLM, memory=mine)
+            sight = Sight(where, bias_BHLM=bias_BHLM, prefix_BHLM=prefix_BHLM, memory=mine)
             x_BLD, _ = block(x_BLD, sight, Source(over_BMD, Sight(across, memory=read)), None)
         kept = dataclasses.replace(cache, layers=noted(own, M), source=tuple(box.pair for box in of_source))
         return x_BLD if self.norm is None else self.norm(x_BLD), kept
+
+    def _before(self, tokens: Tokens, most: int) -> jax.Array | None:
+        """What is added to the scores of virtual tokens before texts of up to `most` tokens."""
+        relative, count = self.embed.relative, self.virtual.tokens
+        return relative.before(tokens.position_BL, count, most) if relative is not None and count else None
 
 
 class EncDec(nnx.Module):
@@ -154,18 +167,20 @@ class EncDec(nnx.Module):
         not, as padding_idx has it in torch: there are models that begin a target with their padding.
         """
         self.how, self.start_id, self.answers, self.still_id = how, start_id, answers, still_id
+        self.virtual = Virtual()  # before each source
         self.embed, self.encoder, self.decoder, self.head = embed, encoder, decoder, head
 
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Losses]:
         """A batch to the head's logits in float32, and losses of its own: none; `key` None: evaluation."""
         key_encoder, key_decoder, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
-        source, reads_BS = Tokens(batch["ids"], batch["segment"], batch["position"]), self.head.reads(batch)
+        batch, _ = self.virtual.rows(batch, self.encoder.embed.most)
+        source, reads_BS = Tokens.of(batch), self.head.reads(batch)
         if self.decoder is None:
             return self.head(self.encoder(self._words(source), source, None, key_encoder, reads_BS), key_head), {}
         over_BMD = self.encoder(self._words(source), source, None, key_encoder)
         target = source.moved_right(self.start_id)
         if self.answers:
-            target = Tokens(batch["target_ids"], batch["target_segment"], batch["target_position"])
+            target = Tokens.of(batch, "target_")
         seen = Source(over_BMD, Sight(Where(target.segment_BL, source.segment_BL)))
         return self.head(self.decoder(self._words(target), target, seen, key_decoder, reads_BS), key_head), {}
 
@@ -174,13 +189,14 @@ class EncDec(nnx.Module):
     @property
     def most(self) -> int | None:
         """As Trunk.most, of a source and of a target each."""
-        return self.encoder.embed.most
+        sides = (self.virtual, self.decoder.virtual) if self.decoder is not None else (self.virtual,)
+        return max(sides, key=lambda virtual: virtual.tokens).room(self.encoder.embed.most)
 
     def start(self, batch: Mapping[str, jax.Array], room: int) -> tuple[Any, Cache]:
         """As Trunk.start: logits of what follows on `target_ids`, and a cache with `room` for more tokens."""
         assert self.decoder is not None and self.answers
-        source = Tokens(batch["ids"], batch["segment"], batch["position"])
-        target = Tokens(batch["target_ids"], batch["target_segment"], batch["target_position"])
+        batch, _ = self.virtual.rows(batch, self.encoder.embed.most)
+        source, target = Tokens.of(batch), Tokens.of(batch, "target_")
         segment_BM = jnp.pad(target.segment_BL, ((0, 0), (0, room)), constant_values=1)
         at = jnp.asarray(target.ids_BL.shape[1], jnp.int32)
         cache = Cache((), segment_BM, at, (), source.segment_BL)
@@ -191,7 +207,7 @@ class EncDec(nnx.Module):
     def next(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Any, Cache]:
         """One more token of every target -> the same."""
         assert self.decoder is not None and self.answers
-        target = Tokens(batch["ids"], batch["segment"], batch["position"])
+        target = Tokens.of(batch)
         x_BLD, cache = self.decoder.step(self._words(target), target, None, cache)
         return self.head(x_BLD, None), dataclasses.replace(cache, at=cache.at + 1)
 

@@ -34,6 +34,12 @@ class RelativeBias(nnx.Module):
         bias_HW = self._by_distance(np.arange(1 - length, length))
         return jax.lax.dynamic_slice_in_dim(bias_HW, length - 1 - at, length, axis=1)[None, :, None]
 
+    def before(self, position_BL: jax.Array, count: int, length: int) -> jax.Array:
+        """[B, H, L, M]: of queries at places below `length` of a text, to M = `count` tokens that stand before it."""
+        bias_HW = self._by_distance(np.arange(1 - length - count, 0))
+        which_BLM = length - 1 - position_BL[:, :, None] + jnp.arange(count)[None, None]
+        return jnp.moveaxis(jnp.take(bias_HW, which_BLM, axis=1, mode="clip"), 0, 1)
+
     def _by_distance(self, ahead_W: np.ndarray) -> jax.Array:
         """The numbers of keys so far ahead of their query, [H, W]."""
         which_W = bucket(ahead_W, self.table.shape[0], self.longest, causal=self.causal)

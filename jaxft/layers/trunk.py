@@ -14,6 +14,7 @@ from jaxft.layers.cache import Cache, memories, noted
 from jaxft.layers.rope import Rope
 from jaxft.layers.shown import show, shown
 from jaxft.layers.stack import Execution, pick, run_one, run_stack, stack, unstacked
+from jaxft.layers.virtual import Virtual
 from jaxft.registry import UserError
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]  # what a network adds to the task's loss: name -> (sum, weight)
@@ -70,7 +71,7 @@ class Trunk(nnx.Module):
         `norm` follows the last. `pool` makes of all vectors those that the head is given, instead of picking the ones
         that it reads.
         """
-        self.how, self.reach, self.pool = how, tuple(reach), pool
+        self.how, self.reach, self.pool, self.virtual = how, tuple(reach), pool, Virtual()
         self.embed = embed
         self.first = first
         self.blocks = stack(block, len(reach) - (first is not None))
@@ -80,6 +81,7 @@ class Trunk(nnx.Module):
     def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, Losses]:
         """A batch (data/pipeline.py) to the head's logits in float32, and losses of its own; `key` None: evaluation."""
         key_embed, key_blocks, key_head = (None, None, None) if key is None else jax.random.split(key, 3)
+        batch, own_BL = self.virtual.rows(batch, self.embed.most)
         sights = {reach: self.sight(reach, batch) for reach in dict.fromkeys(self.reach)}
         x_BLD, reach = self.embed(batch, key_embed, self.how.dtype), self.reach
         show(x_BLD)
@@ -95,6 +97,8 @@ class Trunk(nnx.Module):
             )
             show(x_BLD)
         at_BS, looked_on = self.head.reads(batch) if self.pool is None else None, shown()
+        if at_BS is None and self.pool is None:
+            at_BS = own_BL
         read_BSD, aside = run_stack(
             self.blocks,
             lambda block, x_BLD, key, at_BS, reach: self.layer(reach, block, x_BLD, sights[reach], key, at_BS),
@@ -116,12 +120,13 @@ class Trunk(nnx.Module):
     @property
     def most(self) -> int | None:
         """The longest text that there are positions for; None: any."""
-        return self.embed.most
+        return self.virtual.room(self.embed.most)
 
     @property
     def turn(self) -> int | None:
         """The length beyond which tokens have other angles, also those before it; None: there is none."""
-        return next((turn for reach in self.reach if reach.rope is not None and (turn := reach.rope.turn)), None)
+        turns = [turn for reach in self.reach if reach.rope is not None and (turn := reach.rope.turn)]
+        return self.virtual.room(turns[0]) if turns else None
 
     def start(self, batch: Mapping[str, jax.Array], room: int) -> tuple[Any, Cache]:
         """Rows of one text each that ends where the row does -> logits of the token that follows, and a cache.
@@ -131,12 +136,14 @@ class Trunk(nnx.Module):
         """
         if not all(reach.causal for reach in self.reach) or self.first is not None:
             raise UserError("this model looks at later tokens too, and so it cannot write a text")
+        batch, _ = self.virtual.rows(batch, self.embed.most)
         segment_BM = jnp.pad(batch["segment"], ((0, 0), (0, room)), constant_values=1)
         at = jnp.asarray(batch["segment"].shape[1], jnp.int32)
         return self._step(batch, Cache((), segment_BM, at), lambda reach: self.sight(reach, batch))
 
     def next(self, batch: Mapping[str, jax.Array], cache: Cache) -> tuple[Any, Cache]:
         """One more token of every row -> the same."""
+        batch = self.virtual.next(batch)
         logits, moved = self._step(batch, cache, lambda reach: reach.sight_of_next(batch, cache))
         return logits, dataclasses.replace(moved, at=cache.at + 1)
 

@@ -13,12 +13,16 @@ PEFT = {
     "ia3": "jaxft.peft.ia3:Ia3",
     "lora": "jaxft.peft.lora:Lora",
     "pfeiffer": "jaxft.peft.bottleneck:Pfeiffer",
+    "prefix": "jaxft.peft.prefix:Prefix",
+    "prompt": "jaxft.peft.prompt:Prompt",
 }
 
 PEFT_TYPES = {  # what the `peft` library calls those that it knows as well
     "ADALORA": "jaxft.peft.adalora:AdaLora",
     "IA3": "jaxft.peft.ia3:Ia3",
     "LORA": "jaxft.peft.lora:Lora",
+    "PREFIX_TUNING": "jaxft.peft.prefix:Prefix",
+    "PROMPT_TUNING": "jaxft.peft.prompt:Prompt",
 }
 
 ADAPTERHUB = {  # what the `adapters` library calls bottleneck adapters

@@ -117,7 +117,9 @@ class AdaLora(Method):
 
     # ---- the format of peft ----
 
-    def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
+    def to_hub(
+        self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
+    ) -> tuple[dict[str, Any], Tensors]:
         """With the triplets that are left. Where a layer of the hub is several here, it has the triplets of all.
 
         Of an adapter that has learned nothing, whose e are all zero, with all of them.
@@ -153,7 +155,7 @@ class AdaLora(Method):
 
     @classmethod
     def from_hub(
-        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
         rank, pattern = int(section["init_r"]), section.get("rank_pattern") or {}
         added, paths = {}, []

@@ -39,7 +39,7 @@ class Bottleneck(Method):
     `width` is that of the bottleneck; 0: d_model / `reduction`, rounded down. `act` is one of layers.mlp.ACTIVATIONS.
     """
 
-    layout = "adapters"
+    layout, hub_prefix = "adapters", ""
 
     reduction: float = 16.0
     width: int = 0
@@ -79,7 +79,9 @@ class Bottleneck(Method):
         """The inverse: options of this method."""
         return {}
 
-    def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
+    def to_hub(
+        self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
+    ) -> tuple[dict[str, Any], Tensors]:
         tensors: Tensors = {}
         left, d_model = set(added), 0
         for module in modules:
@@ -99,7 +101,7 @@ class Bottleneck(Method):
 
     @classmethod
     def from_hub(
-        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
         options = adapterhub.options(section, folder)
         method = cls(act=options["non_linearity"], dropout=float(options["dropout"]), **cls.of_places(options))

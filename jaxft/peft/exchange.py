@@ -13,6 +13,7 @@ import numpy as np
 from jaxft.registry import UserError
 
 PREFIX = "base_model.model."
+UNWRAPPED = "base_model."  # of methods that leave the layers of a model as they are
 Tensors = dict[str, np.ndarray]
 
 

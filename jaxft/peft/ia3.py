@@ -54,7 +54,9 @@ class Ia3(Method):
 
     # ---- the format of peft ----
 
-    def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
+    def to_hub(
+        self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
+    ) -> tuple[dict[str, Any], Tensors]:
         """A layer that is several here has ones for those of them that are not scaled.
 
         Raises UserError where those have different vectors for the inputs that they share there.
@@ -80,7 +82,7 @@ class Ia3(Method):
 
     @classmethod
     def from_hub(
-        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
         added: Flat = {}
         paths: dict[str, list[str]] = {OUT: [], INTO: []}

@@ -103,7 +103,9 @@ class Lora(Method):
 
     # ---- the format of peft ----
 
-    def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
+    def to_hub(
+        self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
+    ) -> tuple[dict[str, Any], Tensors]:
         chosen = changed(modules, added, "a")
         ends = suffixes(chosen, modules)
         tensors: Tensors = {}
@@ -161,7 +163,7 @@ class Lora(Method):
 
     @classmethod
     def from_hub(
-        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
         """The method that an adapter is of, and its parameters, which are taken out of `tensors`."""
         if section.get("init_lora_weights") not in (True, False, None, "gaussian", "eva", "orthogonal"):

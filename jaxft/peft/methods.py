@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxft.layers.dropout import dropout
 from jaxft.layers.parameter import Init, parameter
-from jaxft.peft.exchange import Module, Tensors
+from jaxft.peft.exchange import PREFIX, Module, Tensors
 from jaxft.registry import UserError, nearest
 
 SLOT = "adapter"  # the attribute of a layer, and so a part of the path of everything that a method adds
@@ -36,6 +36,7 @@ class Method:
     frozen = True  # what does not train is not saved by a run: it can be read again from where it came
     layout = "peft"  # the library whose folders it is exchanged in; "adapters" is the other one
     peft_type = ""  # what the `peft` library calls it; "": it has no such method
+    hub_prefix = PREFIX  # what names of tensors of the network itself begin with there
 
     def attach(self, model: Any) -> None:
         """Puts its modules into the slots of `model`. Raises UserError where there is nothing to put them into."""
@@ -95,18 +96,23 @@ class Method:
         """The same of its bias [..., out]."""
         return bias
 
-    def to_hub(self, modules: Sequence[Module], added: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], Tensors]:
+    def to_hub(
+        self, modules: Sequence[Module], added: Mapping[str, np.ndarray], model: Any
+    ) -> tuple[dict[str, Any], Tensors]:
         """(fields of adapter_config.json, tensors) of its parameters in the format of the library of `layout`.
 
-        `modules` are the linear layers of the network.
+        `modules` are the linear layers of the network, `model` is what it was attached to.
         """
         raise NotImplementedError
 
     @classmethod
     def from_hub(
-        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str
+        cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
-        """The inverse: the method, and its parameters, which are taken out of `tensors`. Raises UserError."""
+        """The inverse: the method, and its parameters, which are taken out of `tensors`. Raises UserError.
+
+        Nothing is attached to `model` yet.
+        """
         raise NotImplementedError
 
 

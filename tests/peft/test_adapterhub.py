@@ -47,7 +47,9 @@ def test_a_folder_brings_back_adapters_head_and_what_trained_whole(method, tmp_p
 def test_tensors_have_the_names_of_the_library(tmp_path):
     def names(family, method):
         net = tiny_network(family, method)
-        _, tensors = net.peft.to_hub(adapters.modules(net), {path: np.zeros(net.stored[path]) for path in net.added})
+        _, tensors = net.peft.to_hub(
+            adapters.modules(net), {path: np.zeros(net.stored[path]) for path in net.added}, None
+        )
         return {name.partition(".adapter_")[0] for name in tensors if name.endswith("down.0.weight")}
 
     layers = [f"bert.encoder.layer.{i}." for i in range(tiny_network("bert").cfg.layers)]

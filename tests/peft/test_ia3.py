@@ -139,7 +139,7 @@ def test_a_name_that_ends_as_another_does_is_written_whole():
         return Module({(): f"block.{name}"}, (Part(name, 0, 2),), 3, 2, transposed=False)
 
     added = {"ax/adapter/scale": np.ones(2, np.float32), "x/adapter/into": np.ones(3, np.float32)}
-    fields, tensors = Ia3().to_hub([module("ax"), module("x")], added)
+    fields, tensors = Ia3().to_hub([module("ax"), module("x")], added, None)
     assert fields["feedforward_modules"] == ["block.x"] and set(fields["target_modules"]) == {"block.ax", "block.x"}
     assert json.loads(json.dumps(fields)) == fields
     assert {name: array.shape for name, array in tensors.items()} == {
