@@ -214,13 +214,13 @@ def applied(net: Network, params: Any, adapter: Adapter) -> Any:
 def merged(net: Network, params: Any) -> Any:
     """The parameters of a plain network that computes what `net` does. Raises UserError for a method that has none."""
     flat = flatten_dict(frozen.decoded(params, jnp.float32), sep="/")
-    plain = {path: leaf for path, leaf in flat.items() if not is_added(path)}
+    plain: Flat = {path: leaf for path, leaf in flat.items() if not is_added(path)}
     for layer in sorted({path.partition("/adapter/")[0] for path in net.added}):
         if f"{layer}/kernel" not in plain:
             raise UserError(f"peft.name: what stands in {layer} cannot be merged into the weights: no kernel is there")
         kernel, added = plain[f"{layer}/kernel"], below(flat, layer)
         merge = jax.jit(lambda kernel, added, layer=layer: net.peft.merged(layer, kernel.astype(jnp.float32), added))
         plain[f"{layer}/kernel"] = merge(kernel, added)
-        if (bias := plain.get(f"{layer}/bias")) is not None:
-            plain[f"{layer}/bias"] = net.peft.merged_bias(layer, bias, added)
+        if f"{layer}/bias" in plain:
+            plain[f"{layer}/bias"] = net.peft.merged_bias(layer, plain[f"{layer}/bias"], added)
     return unflatten_dict(plain, sep="/")

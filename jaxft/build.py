@@ -47,11 +47,7 @@ def network(
     Allocates nothing.
     """
     peft = peft or Full()
-    if model.frozen_dtype and not peft.frozen:
-        raise UserError(
-            f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps, which with peft.name='full' is nothing; "
-            "set it to ''"
-        )
+    _check_frozen(model, peft)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
     how = _execution(model, rules, mesh)
     declared = family.Model(filled, head, outputs, how)
@@ -59,16 +55,16 @@ def network(
     structure, state = nnx.split(declared)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     letters = {path: variable.get_metadata("axes") for path, variable in variables.items()}
+    matrices = {path for path, axes in letters.items() if sum(letter not in sharding.STACKED for letter in axes) > 1}
     abstract, stored, unsharded = {}, {}, []
     for path, axes in letters.items():
         shape = variables[path].get_value().shape
-        matrix = sum(letter not in sharding.STACKED for letter in axes) > 1
-        kept = model.frozen_dtype if matrix and not peft.trains(path, head) else ""
+        kept = model.frozen_dtype if path in matrices and not peft.trains(path, head) else ""
         dtype = jnp.dtype("bfloat16" if kept in frozen.KINDS else kept or model.param_dtype)
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
-        if matrix:
+        if path in matrices:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
     peft.check([path for path in abstract if not is_added(path)])
     _check_experts(abstract, letters, rules, mesh)
@@ -88,6 +84,14 @@ def network(
         peft=peft,
         quantized=_quantized(abstract, letters, model.frozen_dtype, lambda path: peft.trains(path, head)),
     )
+
+
+def _check_frozen(model: ModelSection, peft: Method) -> None:
+    if model.frozen_dtype and not peft.frozen:
+        raise UserError(
+            f"model.frozen_dtype={model.frozen_dtype!r} is of what peft keeps, which with peft.name='full' is nothing; "
+            "set it to ''"
+        )
 
 
 def _execution(model: ModelSection, rules: ShardingSection, mesh: Mesh) -> Execution:

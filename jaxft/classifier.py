@@ -38,19 +38,7 @@ class Classifier:
         """
         at = adapters.opened(source, base)
         folder, hf = at.beside, at.hf
-        section = Model(
-            name=hf["model_type"],
-            hf=source,
-            scratch={},
-            override={},
-            dtype=dtype,
-            param_dtype="float32",
-            frozen_dtype="",
-            scan=False,
-            remat="none",
-            attention="auto",
-            reset_head=False,
-        )
+        section = _section(hf["model_type"], source, dtype)
         family = build.family_of(section, hf)
         pooling = sentence.pooling(folder)
         task = task if pooling is None else {"pooling": pooling, **task}
@@ -113,3 +101,19 @@ class Classifier:
         """Adds labelled examples to a meter of the task."""
         meter.tell(examples)
         scoring.score(self.eval_step, self.params, self.reader.batches(examples, places, self.rows), meter, self.where)
+
+
+def _section(name: str, source: str, dtype: str) -> Model:
+    return Model(
+        name=name,
+        hf=source,
+        scratch={},
+        override={},
+        dtype=dtype,
+        param_dtype="float32",
+        frozen_dtype="",
+        scan=False,
+        remat="none",
+        attention="auto",
+        reset_head=False,
+    )

@@ -157,7 +157,8 @@ class AdaLora(Method):
     def from_hub(
         cls, section: Mapping[str, Any], tensors: Tensors, modules: Sequence[Module], folder: str, model: Any
     ) -> tuple[Self, Flat]:
-        rank, pattern = int(section["init_r"]), section.get("rank_pattern") or {}
+        known = {field: value for field, value in section.items() if value is not None}
+        rank, pattern = int(known["init_r"]), known.get("rank_pattern", {})
         added, paths = {}, []
         for module in modules:
             a_of, b_of, e_of = (taken(tensors, module.names, f"lora_{letter}") for letter in "ABE")
@@ -188,8 +189,8 @@ class AdaLora(Method):
             "orth": "orth_reg_weight",
             "total": "total_step",
         }
-        options = {name: section[field] for name, field in given.items() if section.get(field) is not None}
-        alpha = float(section["lora_alpha"])
+        options = {name: known[field] for name, field in given.items() if field in known}
+        alpha = float(known["lora_alpha"])
         return cls(
             target=tuple(paths), init_rank=rank, alpha=alpha if alpha > 0 else float(rank), read=True, **options
         ), added

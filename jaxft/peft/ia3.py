@@ -163,9 +163,8 @@ class Ia3Adapter(Adapter):
 
     def __call__(self, x: jax.Array, layer: Dense) -> jax.Array:
         """[..., in] -> [..., out]."""
-        if self.into is not None:
-            return layer.plain(_scaled(x, self.into[...]))
-        return _scaled(layer.plain(x), self.scale[...])
+        y = layer.plain(x if self.into is None else _scaled(x, self.into[...]))
+        return y if self.scale is None else _scaled(y, self.scale[...])
 
 
 def _scaled(x: jax.Array, by: jax.Array) -> jax.Array:

@@ -75,16 +75,16 @@ def pruned(
         start = unflatten_dict({path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in chosen.items()}, sep="/")
         return Pruned(tx.init(params), start, jax.tree.map(jnp.copy, start))
 
-    def update(grads: Any, state: Pruned, params: Any = None, *, step: Any, **extra: Any) -> tuple[Any, Pruned]:
+    def update(updates: Any, state: Any, params: Any = None, *, step: Any = None, **extra: Any) -> tuple[Any, Any]:
         if schedule is None:
             raise ValueError("AdaLora.for_run has not been asked: it says how long the run is")
         now = step + 1
-        moves, inner = tx.update(grads, state.inner, params, step=step, **extra)
-        flat, old, gradient = flatten_dict(moves, sep="/"), triplets(params), triplets(grads)
-        new = {path: optax.apply_updates(leaf, flat[path]) for path, leaf in old.items()}
-        known = _learned(new, gradient, state, beta1, beta2)
-        known = jax.tree.map(lambda n, o: jnp.where(schedule.learns(now), n, o), known, state[1:])
-        scores = importances(*(flatten_dict(tree, sep="/") for tree in known))
+        moves, inner = tx.update(updates, state.inner, params, step=step, **extra)
+        flat, old, gradient = _flat(moves), triplets(params), triplets(updates)
+        new: dict[str, Any] = {path: optax.apply_updates(leaf, flat[path]) for path, leaf in old.items()}
+        known, learns = _learned(new, gradient, state, beta1, beta2), schedule.learns(now)
+        known = jax.tree.map(lambda n, o: jnp.where(learns, n, o), known, state[1:])
+        scores = importances(*(_flat(tree) for tree in known))
         first = sum(score.size for score in scores.values())
         modules = sum(score.size // score.shape[-1] for score in scores.values())
         budgets = jnp.asarray(schedule.budgets(first, min(target_rank * modules, first)))
@@ -98,9 +98,13 @@ def pruned(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _flat(tree: Any) -> dict[str, Any]:
+    return dict(flatten_dict(tree, sep="/"))
+
+
 def triplets(params: Any) -> dict[str, jax.Array]:
     """The parameters of triplets by path. Raises UserError where a part of them does not train."""
-    flat = flatten_dict(params, sep="/")
+    flat = _flat(params)
     chosen = {path: leaf for path, leaf in flat.items() if path.split("/")[-2:-1] == ["adapter"]}
     layers = {path.rpartition("/")[0] for path in chosen}
     if missing := [f"{layer}/{name}" for layer in sorted(layers) for name in NAMES if f"{layer}/{name}" not in chosen]:
@@ -112,7 +116,7 @@ def triplets(params: Any) -> dict[str, jax.Array]:
 
 def _learned(new: Flat, gradient: Flat, state: Pruned, beta1: float, beta2: float) -> tuple[Any, Any]:
     """Sensitivity and uncertainty after a step."""
-    before = [flatten_dict(tree, sep="/") for tree in state[1:]]
+    before = [_flat(tree) for tree in state[1:]]
     sensitivity, uncertainty = {}, {}
     for path, leaf in new.items():
         importance = jnp.abs(leaf.astype(jnp.float32) * gradient[path].astype(jnp.float32))
