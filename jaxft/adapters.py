@@ -201,7 +201,7 @@ def network(make: Callable[..., Network], folder: Path | None) -> tuple[Network,
 
 def applied(net: Network, params: Any, adapter: Adapter) -> Any:
     """`params` of `net` with the numbers of an adapter."""
-    flat = dict(flatten_dict(params, sep="/"))
+    flat: Flat = hf_load.flatten(params)
     for path, tensors in adapter.wholes.items():
         for index, array in tensors.items():
             place = (*index, *(slice(0, n) for n in array.shape))

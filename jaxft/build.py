@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 
 from jaxft import sharding
@@ -42,10 +42,7 @@ def network(
     mesh: Mesh,
     peft: Method | None = None,
 ) -> Network:
-    """Declares the model of `cfg` with a `head` of `outputs` logits on `mesh`, and what `peft` (None: nothing) adds.
-
-    Allocates nothing.
-    """
+    """Declares the model of `cfg` with a `head` on `mesh`, and what `peft` (None: nothing) adds. Allocates nothing."""
     peft = peft or Full()
     _check_frozen(model, peft)
     filled = dataclasses.replace(cfg, vocab=_filled_up(cfg.vocab, rules.params, mesh)) if cfg.vocab else cfg
@@ -236,7 +233,7 @@ def _as_kept(net: Network, path: str, array: jax.Array) -> Any:
     """A parameter as `net.tree` has it."""
     if path not in net.quantized:
         return array
-    tree = flatten_dict(net.tree, sep="/")
+    tree: dict[str, Any] = hf_load.flatten(net.tree)
     where = {name: tree[f"{path}/{name}"].sharding for name in ("codes", "scales")}
     kind = net.quantized[path]
 

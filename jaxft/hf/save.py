@@ -242,7 +242,12 @@ _WEIGHTS = re.compile(
 def _is_ours(file: Path) -> bool:
     if not file.is_file():
         return False
-    return file.name == files.INDEX or files.header(file, str(file))[1].get("writer") == METADATA["writer"]
+    if file.name == files.INDEX:
+        return True
+    try:
+        return files.header(file, str(file))[1].get("writer") == METADATA["writer"]
+    except UserError:  # not even a file of tensors: somebody else's
+        return False
 
 
 def _sync(folder: Path) -> None:

@@ -19,7 +19,7 @@ class Dense(nnx.Module):
     def __init__(self, inputs: int, outputs: int, axes: tuple[str, str], init: Init, bias: bool = True):
         self.kernel = parameter((inputs, outputs), axes, init)
         self.bias = parameter((outputs,), axes[1:], zeros) if bias else None
-        self.adapter = nnx.data(None)
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out], in the dtype of `x`."""

@@ -197,7 +197,7 @@ class Lora(Method):
                 if dora:
                     length = {at: length[part.within] for at, length in length_of.items()}
                     added[f"{key}length"] = stacked(length, module.names, (part.outputs,))
-        options = dict(
+        options: dict[str, Any] = dict(
             rank=max(ranks.values(), default=1), alpha=float(section["lora_alpha"]), rslora=rslora, dora=dora
         )
         drop = float(section.get("lora_dropout", 0.0))
@@ -216,10 +216,10 @@ class LoraAdapter(Adapter):
         self.scale, self.drop = scale, method.dropout
         self.a = self.parameter((inputs, rank), (i, "R"), by_rank if method.init == "gaussian" else fan_in_uniform)
         self.b = self.parameter((rank, outputs), ("R", o), zeros)
-        self.length = self.parameter((outputs,), (o,), ones) if method.dora else None
+        self.length: Any = self.parameter((outputs,), (o,), ones) if method.dora else None
         pissa = method.init == "pissa"
-        self.fixed_a = self.parameter((inputs, rank), (i, "R"), zeros) if pissa else None
-        self.fixed_b = self.parameter((rank, outputs), ("R", o), zeros) if pissa else None
+        self.fixed_a: Any = self.parameter((inputs, rank), (i, "R"), zeros) if pissa else None
+        self.fixed_b: Any = self.parameter((rank, outputs), ("R", o), zeros) if pissa else None
 
     def __call__(self, x: jax.Array, layer: Dense) -> jax.Array:
         """[..., in] -> [..., out]."""

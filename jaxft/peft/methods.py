@@ -153,7 +153,7 @@ class Adapter(nnx.Module):
     def __init__(self, beside: nnx.Param):
         axes = beside.get_metadata("axes")
         self.stacked = beside.get_value().shape[0] if axes[0] == "N" else 0
-        self.key = nnx.data(None)
+        self.key: Any = nnx.data(None)
 
     def parameter(self, shape: tuple[int, ...], axes: tuple[str, ...], init: Init) -> nnx.Param:
         """One of its parameters; `shape` and `axes` are those of one layer."""

@@ -14,10 +14,7 @@ from jaxft.registry import UserError, nearest
 
 def layers(model: Any) -> dict[str, Dense]:
     """Path -> affine layer, of all but the head's: one that begins anew trains whole or not at all."""
-    found = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
-    return {
-        path: found[path] for path in sorted(found) if isinstance(found[path], Dense) and not path.startswith("head/")
-    }
+    return {path: layer for path, layer in modules(model, Dense).items() if not path.startswith("head/")}
 
 
 def modules(model: Any, kinds: type | tuple[type, ...]) -> dict[str, Any]:
