@@ -71,7 +71,7 @@ class Bottleneck(Method):
         raise NotImplementedError
 
     def places(self) -> dict[str, Any]:
-        """Where the adapters stand, in fields of the library's section."""
+        """Where the adapters stand, in fields of the library's config."""
         return adapterhub.KINDS[self.kind]
 
     @classmethod
