@@ -77,7 +77,7 @@ def _export(arguments: argparse.Namespace, run: Any, raw: dict[str, Any]) -> Non
             config=raw,
             measured_in=raw["model"]["param_dtype"],
             dtype=arguments.dtype,
-            adapter=exporting.exchanged(net),
+            library=exporting.library(net),
         )
         beside = inputs.of(task, net.family).beside(config, net.cfg, run.tokenizer, hf_folder)
         check = functools.partial(_verify, arguments, out, net, own) if arguments.verify else None

@@ -41,6 +41,11 @@ def exchanged(net: Network) -> bool:
     return bool(net.added) and (net.peft.layout != "peft" or net.peft.peft_type != "")
 
 
+def library(net: Network) -> str:
+    """The one that opens what a run leaves, beside transformers: "peft", "adapters", or "" for none."""
+    return net.peft.layout if exchanged(net) else ""
+
+
 def export(
     target: Path,
     net: Network,

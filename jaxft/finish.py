@@ -33,7 +33,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
             config=raw,
             measured_in=run.config.model.param_dtype,
             dtype=run.config.model.param_dtype,
-            adapter=exporting.exchanged(net),
+            library=exporting.library(net),
         )
         beside = run.reader.beside(run.config, net.cfg, run.folder.tokenizer, run.inputs.hf_folder)
         dtype = run.config.model.param_dtype
@@ -52,7 +52,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
     hf = "hf" if run.folder.mirror else str(run.folder.hf)
     use = card.USES[run.net.family.KIND == "vision", run.net.head]
     curves = "tensorboard/, " if run.config.log.tensorboard else ""
-    what = "adapter" if exporting.exchanged(run.net) else "weights"
+    what = "adapter" if exporting.library(run.net) else "weights"
     run.say(
         f"written to {run.folder.place}: hf/ ({what}, {use['name']}, card), "
         f"report.html, report.json, metrics.jsonl, {curves}checkpoints/\n"
@@ -62,9 +62,14 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
 
 def _loads(run: Any, use: Mapping[str, str], hf: str) -> str:
     """How Python opens what was written."""
-    if not exporting.exchanged(run.net):
+    library = exporting.library(run.net)
+    if not library:
         return f'{use["model"]}.from_pretrained("{hf}"), {use["reader"]}.from_pretrained("{hf}")'
     base = f'{use["model"]}.from_pretrained("{run.config.model.hf}", config=AutoConfig.from_pretrained("{hf}"))'
+    if library == "adapters":
+        return (
+            f'model = {base}; adapters.init(model); model.load_adapter("{hf}", use_safetensors=True, set_active=True)'
+        )
     return f'PeftModel.from_pretrained({base}, "{hf}")'
 
 

@@ -99,7 +99,6 @@ def _generator(arguments: argparse.Namespace) -> tuple[Any, Path]:
     source = cli.source_of(arguments.run, arguments.model, "--model")
     from jaxft import cache, numerics
     from jaxft.generator import Generator
-    from jaxft.hf import hub
 
     numerics.self_check()
     cache.compile_cache(Path(source))
@@ -114,7 +113,7 @@ def _generator(arguments: argparse.Namespace) -> tuple[Any, Path]:
     )
     for text in generator.said:
         print(text, file=sys.stderr)
-    return generator, hub.resolve(source)
+    return generator, generator.folder
 
 
 def _print(pieces: Any) -> str:

@@ -32,6 +32,7 @@ class Generator:
         `tensor` the number of devices that share one row. `said` is what there is to say."""
         at = adapters.opened(source)
         folder, hf = at.beside, at.hf
+        self.folder = folder  # of the tokenizer, and the chat template
         mesh = _mesh(tensor)
         if dtype == "auto":
             dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
@@ -42,7 +43,7 @@ class Generator:
         self.encoder = tokenizer.load(folder)
         _, cfg = build.family_config(section, hf, pad_id=self.encoder.pad_id)
         tokenizer.check_vocab(self.encoder, cfg.vocab)
-        asked, decoder = wanted(folder), family.KIND == "decoder"
+        asked, decoder = wanted(at.base), family.KIND == "decoder"
         start = None if decoder else asked.get("decoder_start_token_id", cfg.start_id)
         end = self.encoder.named.get("eos_token")
         chosen, self.said = settings.read(

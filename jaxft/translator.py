@@ -6,7 +6,6 @@ from typing import Any
 from jaxft import scoring
 from jaxft.classifier import Classifier
 from jaxft.data.pipeline import WHOLE
-from jaxft.hf import hub
 from jaxft.inputs.seq2seq import add_texts, programs
 from jaxft.registry import call
 from jaxft.tasks import TASKS
@@ -19,7 +18,7 @@ class Translator(Classifier):
 
     def __init__(self, source: str, *, task: Mapping[str, Any], length: int, dtype: str):
         super().__init__(source, task=task, length=length, dtype=dtype)
-        hub_says = wanted(hub.resolve(source))
+        hub_says = wanted(self.base)
         flags = {"max_new_tokens": hub_says.get("max_new_tokens", self.task.max_new_tokens)}
         self.texts = programs(self.net, hub_says, flags, batch=self.rows)
         self._apart = self.net.apart(self.params, keep=True)

@@ -53,14 +53,14 @@ def model_card(
     config: Mapping[str, Any],
     measured_in: str,
     dtype: str,
-    adapter: bool = False,
+    library: str = "",
 ) -> str:
     """The model card as Markdown with YAML front matter, in the form that the hub reads (model-index included).
 
     `base_model` is a hub id, a folder, or "" for a model trained from scratch; `labels` are its id2label, empty where
     it has none; `results` are the scores measured on `split` of `dataset` with weights in `measured_in`, while the
     folder holds them in `dtype`; `config` is the resolved config of the run, shown without the places of local files.
-    `adapter`: the folder holds what was added to `base_model` only.
+    `library`: "peft" or "adapters", where the folder holds only what was added to `base_model`.
     No licence is stated: that is for whoever publishes the model to decide.
     """
     environment = jinja2.Environment(
@@ -80,7 +80,7 @@ def model_card(
         rounded=dtype not in ("float32", measured_in),
         measured_in=measured_in,
         dtype=dtype,
-        adapter=adapter,
+        library=library,
         settings=[(key, _cell(_public(key, value))) for key, value in _flat(config)],
         use=USES[images, head],
         libraries={"jaxft": __version__, **{library: metadata.version(library) for library in LIBRARIES}},

@@ -126,6 +126,8 @@ class PatchEmbed(nnx.Module):
     A convolution whose stride is its own size is this one product (Dosovitskiy et al. 2020, eq. 1).
     """
 
+    most = None  # no texts
+
     def __init__(self, *, patch: int, channels: int, positions: int, d_model: int, dropout: float, init: Init):
         self.drop = dropout
         self.first = parameter((1, 1, d_model), ("B", "L", "D"), init)

@@ -58,6 +58,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, cfg: Config):
         self.text = bert_like.text_embed(cfg, cfg.d_embed)
+        self.most = self.text.most
         narrow = cfg.d_embed != cfg.d_model
         self.project = Dense(cfg.d_embed, cfg.d_model, ("P", "D"), Normal(cfg.init_std)) if narrow else None
 

@@ -46,7 +46,10 @@ class Prompt(Method):
 
     def attach(self, model: Any) -> None:
         if not hasattr(model.embed, "word"):
-            raise UserError("peft.name='prompt' stands before texts, and this model reads images; use 'lora'")
+            raise UserError(
+                "peft.name='prompt' stands before the words that a model begins with, and this one begins with images, "
+                "or with words that it projects; use 'lora'"
+            )
         if isinstance(model, EncDec) and not model.answers:
             # The decoder would read the source with its vectors once more, which transformers refuses to compute.
             raise UserError("peft.name='prompt' needs a head that writes on this encoder-decoder; use 'lora'")
