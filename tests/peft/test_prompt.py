@@ -109,7 +109,7 @@ def test_what_cannot_be_is_refused():
         Prompt(tokens=0)
     with pytest.raises(UserError, match=r"peft.init='text' must be one of: words, normal"):
         Prompt(init="text")
-    with pytest.raises(UserError, match="reads images"):
+    with pytest.raises(UserError, match="begins with images"):
         virtual.maker(vit, "image")(peft=METHOD)
     with pytest.raises(UserError, match="needs a head that writes"):
         virtual.maker(bart, "sequence")(peft=METHOD)
