@@ -31,4 +31,5 @@ def get_config(arg: str = "") -> ConfigDict:
         orth=0.5,
         modules_to_save=(),
     )
+    c.checkpoint.export = "last"  # before the end there are more ranks than asked for
     return c

@@ -123,7 +123,12 @@ def read(folder: Path, net: Network) -> Adapter:
     else:
         method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
         tensors = files.load(folder)
-    method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)
+    try:
+        method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)
+    except (KeyError, TypeError, ValueError) as error:  # fields and tensors that every adapter of its kind has
+        raise UserError(
+            f"{folder} cannot be read as an adapter: {type(error).__name__}: {error}; save it again"
+        ) from error
     wholes = _read_wholes(net, tensors, folder, method.hub_prefix)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")

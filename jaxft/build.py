@@ -52,6 +52,7 @@ def network(
     structure, state = nnx.split(declared)
     variables = {"/".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
     letters = {path: variable.get_metadata("axes") for path, variable in variables.items()}
+    peft.check([path for path in letters if not is_added(path)])
     matrices = {path for path, axes in letters.items() if sum(letter not in sharding.STACKED for letter in axes) > 1}
     abstract, stored, unsharded = {}, {}, []
     for path, axes in letters.items():
@@ -63,7 +64,6 @@ def network(
         stored[path] = tuple(cfg.vocab if axis == "V" else n for n, axis in zip(shape, axes, strict=True))
         if path in matrices:
             unsharded += [f"{path}: {text}" for text in sharding.undivided(shape, axes, rules.params, mesh)]
-    peft.check([path for path in abstract if not is_added(path)])
     _check_experts(abstract, letters, rules, mesh)
     return Network(
         family=family,

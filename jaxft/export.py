@@ -56,7 +56,7 @@ def _export(arguments: argparse.Namespace, run: Any, raw: dict[str, Any]) -> Non
     cache.compile_cache(run.path)
     config = parse(raw)
     task = call(TASKS, raw["task"], "task")
-    net, params, meta, step = _restore(run, config, task, arguments.step, arguments.merge)
+    net, params, meta, step = _restore(run, config, task, arguments)
 
     from jaxft import companions, exporting, inputs
     from jaxft.hf import card, hub
@@ -123,19 +123,19 @@ def _verify(arguments: argparse.Namespace, out: Path, net: Any, params: Any, fol
     cli.say(f"verified: logits read by {reader} differ by at most {difference:.1g} (limit {TOLERANCE:g})")
 
 
-def _restore(run: Any, config: Any, task: Any, wanted: str, merge: bool) -> tuple[Any, Any, dict[str, Any], int]:
+def _restore(run: Any, config: Any, task: Any, arguments: argparse.Namespace) -> tuple[Any, Any, dict[str, Any], int]:
     """(network with the companions that are exported, parameters of all, the checkpoint's "model" record, step).
 
-    `merge`: a plain network, with what was added to it merged.
+    With --merge a plain network, with what was added to it merged.
     """
-    from jaxft import adapters, build, companions, sharding
+    from jaxft import adapters, build, companions, exporting, sharding
     from jaxft.checkpoint import Checkpoints
     from jaxft.models import MODELS
     from jaxft.peft import PEFT
     from jaxft.registry import lookup
 
     checkpoints = Checkpoints(run.checkpoints, keep=1, say=cli.say, read_only=True)
-    step = _step(run, checkpoints, wanted)
+    step = _step(run, checkpoints, arguments.step)
     meta = checkpoints.meta(step)
     model = meta["model"]
     family = lookup(MODELS, model["family"], "model.name")
@@ -148,12 +148,27 @@ def _restore(run: Any, config: Any, task: Any, wanted: str, merge: bool) -> tupl
     net = companions.attach_recorded(net, task, model["companions"], config)
     params = _parameters(net, checkpoints, step, config)
     checkpoints.close()
-    if merge:
+    if arguments.merge:
         if not net.added:
             raise UserError(f"--merge: {run.place} is a run without an adapter (peft.name={config.peft['name']!r})")
-        params = adapters.merged(net, params)
-        net = make(model=dataclasses.replace(config.model, frozen_dtype=""))
+        along = {name: branch for name, branch in params.items() if name in net.companions}
+        params = adapters.merged(net, net.own(params)) | along
+        plain = make(model=dataclasses.replace(config.model, frozen_dtype=""))
+        net = companions.attach_recorded(plain, task, model["companions"], config)
+    elif exporting.exchanged(net):
+        _check_adapter(arguments, config.model.frozen_dtype)
     return net, params, model, step
+
+
+def _check_adapter(arguments: argparse.Namespace, frozen_dtype: str) -> None:
+    """Raises UserError for what cannot be asked of an adapter."""
+    if arguments.dtype != "float32":
+        raise UserError(f"--dtype={arguments.dtype}: an adapter is written in float32; add --merge for a whole model")
+    if arguments.verify and frozen_dtype:
+        raise UserError(
+            f"--verify: the run kept its model in {frozen_dtype}, and the peft library would compute with the model as "
+            "it is on disk; add --merge to export and verify what the run computes"
+        )
 
 
 def _parameters(net: Any, checkpoints: Any, step: int, config: Any) -> Any:

@@ -24,6 +24,7 @@ from jaxft.network import Network
 from jaxft.peft import adapterhub
 from jaxft.peft.exchange import Tensors
 from jaxft.peft.methods import Flat
+from jaxft.registry import UserError
 
 TASK_TYPES = {
     "sequence": "SEQ_CLS",
@@ -39,6 +40,24 @@ BESIDE = (*hf_folder.BESIDE, files.CONFIG, adapterhub.HEAD_CONFIG)
 def exchanged(net: Network) -> bool:
     """Whether what the run trained is a folder of one of the libraries; if not, its whole network is exported."""
     return bool(net.added) and (net.peft.layout != "peft" or net.peft.peft_type != "")
+
+
+def check(net: Network, base: str) -> None:
+    """Raises UserError where what a run of `net` leaves would compute something else in its library, or nowhere."""
+    if not exchanged(net):
+        return
+    if not base:
+        raise UserError(
+            "peft: the model begins with random weights (model.hf=''), without which nobody could open the adapter; "
+            "give model.hf, or take peft.name='full'"
+        )
+    tied = set(net.tied.values())
+    names = {path: row.name for path, row in rows(net.table).items() if net.peft.saves(path, net.head)}
+    if both := [path for path, name in names.items() if name in tied]:
+        raise UserError(
+            f"peft.modules_to_save names {', '.join(both)}, which is the table of the head as well (tied), but not in the "
+            "library that opens the adapter; leave it out"
+        )
 
 
 def library(net: Network) -> str:

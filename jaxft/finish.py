@@ -32,7 +32,7 @@ def finish(run: Any, raw: Mapping[str, Any]) -> None:
             results=results if net is run.net else {},  # a companion was not what was scored
             config=raw,
             measured_in=run.config.model.param_dtype,
-            dtype=run.config.model.param_dtype,
+            dtype="float32" if exporting.exchanged(net) else run.config.model.param_dtype,
             library=exporting.library(net),
         )
         beside = run.reader.beside(run.config, net.cfg, run.folder.tokenizer, run.inputs.hf_folder)

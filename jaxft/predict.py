@@ -43,7 +43,8 @@ def predict(arguments: argparse.Namespace) -> None:
     with atomic.file(output, shared=True) as draft, draft.open("w", encoding="utf-8") as out:
         for chunk in cli.chunks(rows, classifier.reader.most):
             if not count:
-                _check_columns(chunk, classifier.task)
+                for one in classifiers.values():
+                    _check_columns(chunk, one.task)
             records, good = _label(chunk, classifiers, arguments.on_bad)
             out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             count, labelled = count + len(records), labelled + good
@@ -64,13 +65,13 @@ def _label(
     chunk: list[tuple[str, Any]], classifiers: Mapping[str, Any], on_bad: str
 ) -> tuple[list[dict[str, Any]], int]:
     """One record a row, in order, the row with its predictions or an error; and how many have a prediction."""
-    classifier = next(iter(classifiers.values()))
-    examples, rows, records, places, wheres = [], [], [], [], []
+    examples: dict[str, list[Any]] = {name: [] for name in classifiers}
+    rows, records, places, wheres = [], [], [], []
     for where, row in chunk:
         try:
             if isinstance(row, BadRow):
                 raise row
-            example = classifier.example(row, labelled=False)
+            made = {name: one.example(row, labelled=False) for name, one in classifiers.items()}
         except BadRow as reason:
             if on_bad == "stop":
                 raise UserError(f"{where}: {reason}; mend the row, or pass --on_bad=skip") from reason
@@ -80,14 +81,14 @@ def _label(
         wheres.append(where)
         records.append(dict(row))
         rows.append(row)
-        examples.append(example)
-    for name, one in classifiers.items() if examples else ():
-        given = examples if one is classifier else [one.example(row, labelled=False) for row in rows]
+        for name, example in made.items():
+            examples[name].append(example)
+    for name, one in classifiers.items() if rows else ():
         start = f"{name}_predicted" if name else "predicted"
-        predictions = one.task.predictions(one.logits(given, wheres), rows)
+        predictions = one.task.predictions(one.logits(examples[name], wheres), rows)
         for place, prediction in zip(places, predictions, strict=True):
             records[place] |= {f"{start}_{field}": value for field, value in prediction.items()}
-    return records, len(examples)
+    return records, len(rows)
 
 
 if __name__ == "__main__":

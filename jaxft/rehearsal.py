@@ -13,7 +13,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jaxft import build, companions, inputs, sharding, state
+from jaxft import build, companions, exporting, inputs, sharding, state
 from jaxft.config import Config, steps
 from jaxft.data import DATASETS
 from jaxft.hf import load as hf_load
@@ -69,7 +69,7 @@ def standing(task: Any) -> Any:
 def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outputs: int, **given: Any) -> Network:
     """The network of the config; `given` are fields that the data tell."""
     family, cfg = build.family_config(config.model, read_config(hf_folder), **given)
-    return build.network(
+    net = build.network(
         family,
         cfg,
         head=head,
@@ -79,6 +79,8 @@ def network(config: Config, mesh: Mesh, hf_folder: Path | None, head: str, outpu
         mesh=mesh,
         peft=call(PEFT, config.peft, "peft"),
     )
+    exporting.check(net, config.model.hf)
+    return net
 
 
 def for_run(net: Network, total: int) -> Network:

@@ -87,7 +87,8 @@ def saved(net: Network, state: TrainState) -> TrainState:
     """What a checkpoint holds of a state: of a network that a method adds to, not what it adds to and never changes."""
     if not net.peft.frozen:
         return state
-    kept = {path: leaf for path, leaf in flatten_dict(state.frozen, sep="/").items() if is_added(path)}
+    flat = flatten_dict(state.frozen, sep="/")
+    kept = {path: leaf for path, leaf in flat.items() if is_added(path) or path.split("/")[0] in net.companions}
     return dataclasses.replace(state, frozen=unflatten_dict(kept, sep="/"))
 
 

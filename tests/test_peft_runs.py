@@ -1,5 +1,6 @@
 """Whole runs with adapters: stopped and gone on with, exported, merged, compared with one another."""
 
+import argparse
 import signal
 import time
 
@@ -105,10 +106,21 @@ def test_a_run_whose_base_has_changed_is_refused(base, tmp_path):
         export(arguments)
 
 
-def _arguments(run, out, *, merge=False, verify=False):
-    import argparse
+def _arguments(run, out, *, merge=False, verify=False, dtype="float32"):
+    return argparse.Namespace(run=str(run), out=str(out), step="best", dtype=dtype, merge=merge, verify=verify)
 
-    return argparse.Namespace(run=str(run), out=str(out), step="best", dtype="float32", merge=merge, verify=verify)
+
+def test_an_adapter_has_one_dtype(finished, tmp_path):
+    with pytest.raises(UserError, match="an adapter is written in float32; add --merge"):
+        export(_arguments(finished, tmp_path / "out", dtype="bfloat16"))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_an_adapter_of_a_model_in_few_bits_is_verified_merged(base, tmp_path):
+    go(config(tmp_path, base, LORA, frozen="int8"), tmp_path / "run")
+    with pytest.raises(UserError, match="the run kept its model in int8"):
+        export(_arguments(tmp_path / "run", tmp_path / "out", verify=True))
+    export(_arguments(tmp_path / "run", tmp_path / "out", merge=True, verify=True))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

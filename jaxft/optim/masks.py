@@ -13,7 +13,7 @@ Tree = Any  # nested dict
 _REQUIRED: Any = object()
 
 FIRST = "first/"  # the lowest block, of families where it is unlike the stacked ones
-NO_DECAY_NAMES = ("bias", "scale")  # by name and never by rank: stacked norm scales are [N, D]
+NO_DECAY_NAMES = ("bias", "scale", "into", "length")  # by name and never by rank: stacked norm scales are [N, D]
 
 
 def paths(params: Tree) -> list[str]:

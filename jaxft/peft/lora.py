@@ -57,6 +57,8 @@ class Lora(Method):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(f"peft.rank={self.rank} must be 1 or more")
+        if not self.alpha > 0:
+            raise UserError(f"peft.alpha={self.alpha} must be above 0")
         if not 0 <= self.dropout < 1:
             raise UserError(f"peft.dropout={self.dropout} must be at least 0 and below 1")
         if self.init not in INITS:
@@ -179,6 +181,8 @@ class Lora(Method):
             length_of = taken(tensors, module.names, "lora_magnitude_vector") if dora else {}
             if not a_of:
                 continue
+            if dora and len(a_of) < len(module.names):
+                raise UserError(f"{folder}: DoRA of some layers of a stack only is not supported; merge it with peft")
             for index, a in a_of.items():
                 check_shape(f"{module.names[index]}.lora_A.weight", a, (None, module.inputs), folder)
                 check_shape(f"{module.names[index]}.lora_B.weight", b_of[index], (module.outputs, len(a)), folder)

@@ -91,7 +91,7 @@ class Detection(MaskedLm):
         return []
 
     def forward(self, net: Any, params: Any, given: Any, batch: Mapping[str, jax.Array], key: Any) -> tuple[Any, Any]:
-        """(Answers, {}): the hidden tokens guessed, the guesses put in their places, every token judged."""
+        """(Answers, losses of the judge's own): hidden tokens guessed, guesses in their places, every token judged."""
         generator = net.companions[GENERATOR]
         guessing, drawing, judging = (None, None, None) if key is None else jax.random.split(key, 3)
         if drawing is None:  # an evaluation draws alike each time, and not alike in each batch
@@ -101,8 +101,8 @@ class Detection(MaskedLm):
         at_BK = jnp.where(batch["weight"] > 0, batch["at"], L)  # beyond the row: put nowhere
         rows_B1 = jnp.arange(B)[:, None]
         shown_BL = batch["original"].at[rows_B1, at_BK].set(guesses.sample(drawing), mode="drop")
-        logits_BL, _ = net.forward_with_losses(params, {**batch, "ids": shown_BL}, judging)
-        return Answers(guesses, logits_BL, shown_BL != batch["original"]), {}
+        logits_BL, losses = net.forward_with_losses(params, {**batch, "ids": shown_BL}, judging)
+        return Answers(guesses, logits_BL, shown_BL != batch["original"]), losses
 
     @property
     def shares(self) -> dict[str, float]:

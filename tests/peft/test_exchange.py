@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxft import adapters
+from jaxft import adapters, exporting
+from jaxft.hf import adapters as files
 from jaxft.peft.lora import Lora
 from jaxft.registry import UserError
 from tests.peft import made
@@ -112,3 +113,32 @@ def test_pickled_weights_are_never_read(folder):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model.safetensors"):
         adapters.network(made.maker("bert", "sequence"), folder)
+
+
+def test_dora_of_some_layers_only_is_refused(tmp_path):
+    net = made.maker("bert", "sequence")(peft=Lora(dora=True))
+    made.write_adapter(tmp_path / "adapter", net, made.parameters(net), "some/base")
+    tensors = files.load(tmp_path / "adapter")
+    files.save(tmp_path / "adapter", {name: array for name, array in tensors.items() if ".layer.1." not in name})
+    with pytest.raises(UserError, match="DoRA of some layers of a stack only"):
+        adapters.network(made.maker("bert", "sequence"), tmp_path / "adapter")
+
+
+def test_a_config_without_what_every_adapter_has_is_one_message(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    del config["lora_alpha"]
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="cannot be read as an adapter: KeyError: 'lora_alpha'"):
+        adapters.network(made.maker("bert", "sequence"), folder)
+
+
+def test_what_peft_would_train_apart_is_not_trained(tmp_path):
+    import dataclasses
+
+    make = made.maker("gpt2", "causal_lm")
+    cfg = dataclasses.replace(make.args[1], tied=True)
+    net = make.func(make.args[0], cfg, **make.keywords, peft=Lora(modules_to_save=("embed/word",)))
+    with pytest.raises(UserError, match="embed/word/table, which is the table of the head as well"):
+        exporting.check(net, "some/base")
+    with pytest.raises(UserError, match="the model begins with random weights"):
+        exporting.check(make(peft=Lora()), "")

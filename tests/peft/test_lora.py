@@ -49,7 +49,9 @@ def test_a_rank_above_a_dimension_is_refused():
         BERT(peft=Lora(rank=40))
 
 
-@pytest.mark.parametrize("option", [dict(rank=0), dict(dropout=1.0), dict(init="olora"), dict(b_rate=0.0)])
+@pytest.mark.parametrize(
+    "option", [dict(rank=0), dict(alpha=0.0), dict(dropout=1.0), dict(init="olora"), dict(b_rate=0.0)]
+)
 def test_options_that_cannot_be_are_refused(option):
     with pytest.raises(UserError, match=f"peft.{next(iter(option))}="):
         Lora(**option)
