@@ -55,8 +55,8 @@ def check(net: Network, base: str) -> None:
     names = {path: row.name for path, row in rows(net.table).items() if net.peft.saves(path, net.head)}
     if both := [path for path, name in names.items() if name in tied]:
         raise UserError(
-            f"peft.modules_to_save names {', '.join(both)}, which is the table of the head as well (tied), but not in the "
-            "library that opens the adapter; leave it out"
+            f"peft.modules_to_save names {', '.join(both)}, which is the table of the head as well (tied), but not in "
+            "the library that opens the adapter; leave it out"
         )
 
 

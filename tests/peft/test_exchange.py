@@ -29,6 +29,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_peft_computes_what_we_do_and_reads_and_writes_the_same_files(name, method, tmp_path):
@@ -36,7 +37,7 @@ def test_peft_computes_what_we_do_and_reads_and_writes_the_same_files(name, meth
     make = made.maker(name, FAMILIES[name])
     net = make(peft=METHODS[method])
     first = made.parameters(net)
-    params = made.moved(net, first)
+    params = made.moved(net, first, by=0.03)  # T5, whose scores are not scaled, makes more of what is rounded
     made.write_base(tmp_path / "base", make(), first)
     made.write_adapter(tmp_path / "ours", net, params, tmp_path / "base")
     batch, given = made.texts(net)
