@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxft import build
+from jaxft.config import Model
 from jaxft.hf import adapters as files
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import hub, processor, tokenizer
@@ -169,6 +170,23 @@ def _read_wholes(
 
 def _misshapen(folder: Path, name: str, has: Any, needs: Any) -> str:
     return f"{folder} is an adapter of another model: {name} is {list(has)}, and this model's is {list(needs)}"
+
+
+def section(name: str, hf: str, *, dtype: str, param_dtype: str) -> Model:
+    """The section of a model that is only read, as a verb does that trains nothing."""
+    return Model(
+        name=name,
+        hf=hf,
+        scratch={},
+        override={},
+        dtype=dtype,
+        param_dtype=param_dtype,
+        frozen_dtype="",
+        scan=False,
+        remat="none",
+        attention="auto",
+        reset_head=False,
+    )
 
 
 def loaded(

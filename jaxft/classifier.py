@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxft import adapters, build, inputs, scoring, sharding, state
-from jaxft.config import Model, Sharding
+from jaxft.config import Sharding
 from jaxft.data.source import Split
 from jaxft.hf import sentence
 from jaxft.registry import UserError
@@ -38,7 +38,7 @@ class Classifier:
         """
         at = adapters.opened(source, base)
         folder, hf = at.beside, at.hf
-        section = _section(hf["model_type"], source, dtype)
+        section = adapters.section(hf["model_type"], source, dtype=dtype, param_dtype="float32")
         family = build.family_of(section, hf)
         pooling = sentence.pooling(folder)
         task = task if pooling is None else {"pooling": pooling, **task}
@@ -101,19 +101,3 @@ class Classifier:
         """Adds labelled examples to a meter of the task."""
         meter.tell(examples)
         scoring.score(self.eval_step, self.params, self.reader.batches(examples, places, self.rows), meter, self.where)
-
-
-def _section(name: str, source: str, dtype: str) -> Model:
-    return Model(
-        name=name,
-        hf=source,
-        scratch={},
-        override={},
-        dtype=dtype,
-        param_dtype="float32",
-        frozen_dtype="",
-        scan=False,
-        remat="none",
-        attention="auto",
-        reset_head=False,
-    )

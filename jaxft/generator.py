@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxft import adapters, build, sharding
-from jaxft.config import Model, Sharding
+from jaxft.config import Sharding
 from jaxft.generation import settings
 from jaxft.hf import generation as hf_generation
 from jaxft.hf import tokenizer
@@ -36,7 +36,7 @@ class Generator:
         mesh = _mesh(tensor)
         if dtype == "auto":
             dtype = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-        section = _section(hf["model_type"], source, dtype)
+        section = adapters.section(hf["model_type"], source, dtype=dtype, param_dtype=dtype)
         family = build.family_of(section, hf)
         if hf_generation.HEADS.get(family.KIND) not in family.HF_HEADS:
             raise UserError(f"{source} is a {family.MODEL_TYPE} model, which does not write texts; see jaxft.predict")
@@ -116,19 +116,3 @@ def _mesh(tensor: int) -> jax.sharding.Mesh:
         fitting = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
         raise UserError(f"--tensor={tensor} does not divide the {devices} devices; use one of: {fitting}")
     return sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": tensor, "context": 1, "expert": 1})
-
-
-def _section(name: str, source: str, dtype: str) -> Model:
-    return Model(
-        name=name,
-        hf=source,
-        scratch={},
-        override={},
-        dtype=dtype,
-        param_dtype=dtype,
-        frozen_dtype="",
-        scan=False,
-        remat="none",
-        attention="auto",
-        reset_head=False,
-    )

@@ -1,14 +1,17 @@
 """The real program on a few rows: what the tests of faults and of bad input share."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import numpy as np
 from configs.bert_cls import get_config
 from jaxft.atomic import BUILDING
 from jaxft.checkpoint import Checkpoints
+from jaxft.signals import StopSignals
+from jaxft.throughput import Throughput
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
@@ -240,6 +245,24 @@ def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
         shape = tuple(int(size) for size in sizes.split(",") if size)
         abstract[name] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
     return {name: np.asarray(array) for name, array in _checkpoints(workdir).restore(step, abstract).items()}
+
+
+@contextlib.contextmanager
+def stopping(monkeypatch, at: int):
+    """Inside, a run in this process is sent SIGTERM after step `at`."""
+    entered, enter, add = [], StopSignals.__enter__, Throughput.add
+
+    def stop(measure, step, sums):
+        add(measure, step, sums)
+        if step == at:
+            signal.raise_signal(signal.SIGTERM)
+            while entered[-1].number is None:  # a thread notes it
+                time.sleep(0.01)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "__enter__", lambda self: entered.append(self) or enter(self))
+        patch.setattr(Throughput, "add", stop)  # called after each step
+        yield
 
 
 def assert_same_end(workdir: Path, other: Path) -> None:

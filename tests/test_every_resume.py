@@ -1,13 +1,9 @@
 """A run of a task that a signal stops and the same command goes on with ends as an unbroken one, bit for bit."""
 
-import signal
-import time
-
 import pytest
 
 from jaxft.config import parse
-from jaxft.signals import Stopped, StopSignals
-from jaxft.throughput import Throughput
+from jaxft.signals import Stopped
 from jaxft.train import train
 from tests import every_task, program
 
@@ -28,20 +24,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, tmp_path, monkeypatch):
         return said
 
     go("unbroken")
-    entered, enter, add = [], StopSignals.__enter__, Throughput.add
-
-    def stop(measure, step, sums):
-        add(measure, step, sums)
-        if step == STOP:
-            signal.raise_signal(signal.SIGTERM)
-            while entered[-1].number is None:  # a thread notes it
-                time.sleep(0.01)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopSignals, "__enter__", lambda self: entered.append(self) or enter(self))
-        patch.setattr(Throughput, "add", stop)  # called after each step
-        with pytest.raises(Stopped, match=f"SIGTERM: stopped after step {STOP}, saved in"):
-            go("stopped")
+    said = f"SIGTERM: stopped after step {STOP}, saved in"
+    with program.stopping(monkeypatch, STOP), pytest.raises(Stopped, match=said):
+        go("stopped")
     assert len((tmp_path / "stopped" / "batches.log").read_text().splitlines()) == STOP
     assert f"resuming from the checkpoint of step {STOP}" in go("stopped")
     program.assert_same_end(tmp_path / "stopped", tmp_path / "unbroken")

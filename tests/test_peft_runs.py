@@ -1,8 +1,6 @@
 """Whole runs with adapters: stopped and gone on with, exported, merged, compared with one another."""
 
 import argparse
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ from jaxft import build
 from jaxft.config import parse
 from jaxft.export import export
 from jaxft.registry import UserError
-from jaxft.signals import Stopped, StopSignals
-from jaxft.throughput import Throughput
+from jaxft.signals import Stopped
 from jaxft.train import train
 from tests import every_task, program
 from tests.verbs_run import here, read_rows, write_rows
@@ -61,20 +58,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(name, base, tmp_path, monkeypatc
     peft, frozen = METHODS[name]
     raw = config(tmp_path, base, peft, frozen=frozen, optim__lr=0.1)
     go(raw, tmp_path / "unbroken")
-    entered, enter, add = [], StopSignals.__enter__, Throughput.add
-
-    def stop(measure, step, sums):
-        add(measure, step, sums)
-        if step == STOP:
-            signal.raise_signal(signal.SIGTERM)
-            while entered[-1].number is None:  # a thread notes it
-                time.sleep(0.01)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StopSignals, "__enter__", lambda self: entered.append(self) or enter(self))
-        patch.setattr(Throughput, "add", stop)
-        with pytest.raises(Stopped):
-            go(raw, tmp_path / "stopped")
+    with program.stopping(monkeypatch, STOP), pytest.raises(Stopped):
+        go(raw, tmp_path / "stopped")
     assert f"resuming from the checkpoint of step {STOP}" in go(raw, tmp_path / "stopped")
     program.assert_same_end(tmp_path / "stopped", tmp_path / "unbroken")
 
