@@ -1,11 +1,11 @@
 """What a step costs that trains adapters, against one that trains everything, one that trains nearly nothing, and peft.
 
-    python -m benchmarks.peft [--rounds=7] [--rank=8]
+    python -m benchmarks.peft [--rounds=7] [--rank=8] [--only="LoRA of all layers"]
 
 A BERT of 6 x 384 from random weights (no dropout) and one batch of 8 rows of 128 tokens, float32. Sides, a step each
 in alternation: everything trains; only the norm of the embeddings does, so that the backward pass goes through all
 layers and makes no kernel's gradient; methods of jaxft.peft; and peft with torch, the same LoRA and everything, where
-both are installed. Prints a table and one JSON line: medians of the rounds, ratios to the second side, what trains, the
+both are installed; --only: of them the second and the named ones, parted by commas. Prints a table and one JSON line: medians of the rounds, ratios to the second side, what trains, the
 memory of the compiled step and the bytes of a checkpoint.
 """
 
@@ -135,10 +135,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--only", default="")
     args = parser.parse_args()
-    made = {name: ours(*options) for name, options in sides(args.rank).items() if options[0]["name"] in PEFT}
+    wanted = {"frozen", *args.only.split(",")} if args.only else set(sides(args.rank))
+    made = {name: ours(*options) for name, options in sides(args.rank).items() if name in wanted}
     steps = {name: step for name, (step, _) in made.items()}
-    if all(importlib.util.find_spec(name) for name in ("torch", "peft")):
+    if not args.only and all(importlib.util.find_spec(name) for name in ("torch", "peft")):
         steps |= theirs(args.rank)
     for step in steps.values():
         step()
