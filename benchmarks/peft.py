@@ -5,8 +5,9 @@
 A BERT of 6 x 384 from random weights (no dropout) and one batch of 8 rows of 128 tokens, float32. Sides, a step each
 in alternation: everything trains; only the norm of the embeddings does, so that the backward pass goes through all
 layers and makes no kernel's gradient; methods of jaxft.peft; and peft with torch, the same LoRA and everything, where
-both are installed; --only: of them the second and the named ones, parted by commas. Prints a table and one JSON line: medians of the rounds, ratios to the second side, what trains, the
-memory of the compiled step and the bytes of a checkpoint.
+both are installed. With --only (names, parted by commas) the second side and those alone. Prints a table and one JSON
+line: medians of the rounds, ratios to the second side, what trains, the memory of the compiled step and the bytes of a
+checkpoint.
 """
 
 import argparse

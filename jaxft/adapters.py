@@ -22,7 +22,7 @@ from jaxft.hf.layout import parts, rows
 from jaxft.layers import frozen
 from jaxft.network import Network
 from jaxft.peft import ADAPTERHUB, PEFT_TYPES, adapterhub
-from jaxft.peft.exchange import Module, Part, Tensors
+from jaxft.peft.exchange import Module, Part, Tensors, check_fields
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
 
@@ -87,8 +87,8 @@ class Opened:
         return self.adapter if self.adapter is not None and _reads(self.adapter) else self.base
 
 
-def opened(source: str, base: str = "", field: str = "model.hf") -> Opened:
-    """What the hub id or folder `source` is. `base` stands over the model that an adapter names.
+def opened(source: str, base: str = "", field: str = "--hf") -> Opened:
+    """What the hub id or folder `source`, that `field` names, is. `base` stands over the model that an adapter names.
 
     Raises UserError where there is no such folder, or no such model.
     """
@@ -123,6 +123,7 @@ def read(folder: Path, net: Network) -> Adapter:
         tensors = adapterhub.unpacked(folder, first, _linear_of_head(net), bare=bare)
     else:
         method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
+        check_fields(section, str(folder))
         tensors = files.load(folder)
     try:
         method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)

@@ -29,14 +29,16 @@ class Classifier:
         length: int,
         dtype: str,
         base: str = "",
+        field: str = "--hf",
         like: Self | None = None,
     ):
         """`task` holds options of the task (columns among them), `length` the most tokens to read (0: as trained).
 
         `source` may be an adapter; then `base` is the model that it is applied to, by default the one that it names.
-        `like`: another of the same model, whose weights are taken instead of read.
+        `field` is where people gave `source`. `like`: another of the same model, whose weights are taken instead of
+        read.
         """
-        at = adapters.opened(source, base)
+        at = adapters.opened(source, base, field)
         folder, hf = at.beside, at.hf
         section = adapters.section(hf["model_type"], source, dtype=dtype, param_dtype="float32")
         family = build.family_of(section, hf)

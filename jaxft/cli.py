@@ -110,7 +110,7 @@ def classifiers(arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, folder in named.items():
         like = next(iter(found.values()), None)
-        found[name] = classifier(arguments, source=folder, base=arguments.hf, like=like)
+        found[name] = classifier(arguments, source=folder, base=arguments.hf, field=f"--adapter {name}", like=like)
     return found
 
 

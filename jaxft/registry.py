@@ -5,12 +5,20 @@ paths, so listing one entry never imports another. A config section is a call: `
 function that `section["name"]` names with the other keys as keywords; its signature is the schema.
 """
 
+import dataclasses
 import difflib
 import functools
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+INNER = "inner"  # in the metadata of a dataclass's field that is no option
+
+
+def inner(**default: Any) -> Any:
+    """A field of a dataclass in a registry that the program fills later, and a config never."""
+    return dataclasses.field(**default, metadata={INNER: True})
 
 
 class UserError(Exception):
@@ -109,8 +117,9 @@ def check_options(function: Any, options: Mapping[str, Any], field: str, given: 
 
 
 def _schema(function: Any, given: Iterable[str]) -> dict[str, inspect.Parameter]:
-    """The keywords of `function` that the program does not give."""
-    given = set(given)
+    """The keywords of `function` that the program does not give, now or later."""
+    fields = getattr(function, "__dataclass_fields__", {})
+    given = {*given, *(name for name, field in fields.items() if INNER in field.metadata)}
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if name not in given and p.kind is not p.VAR_KEYWORD}
 

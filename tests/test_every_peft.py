@@ -105,3 +105,11 @@ def test_merged_weights_compute_the_same_or_the_method_says_that_there_are_none(
 def test_types_of_the_peft_library_are_methods_that_write_them():
     for name, place in PEFT_TYPES.items():
         assert lookup(PEFT_TYPES, name, "peft_type").peft_type == name and place in PEFT.values()
+
+
+def test_what_a_run_or_a_read_adapter_fills_in_is_no_option():
+    for name, own in (("lora", ("ranks", "alphas")), ("adalora", ("total", "read"))):
+        for option in own:
+            with pytest.raises(UserError, match=f"peft.{option} is not an option here") as caught:
+                call(PEFT, {"name": name, option: 1}, "peft")
+            assert not {*str(caught.value).partition("options: ")[2].split(", ")} & {*own}

@@ -15,7 +15,7 @@ from jaxft.peft import targets
 from jaxft.peft.exchange import PREFIX, Module, Tensors, changed, check_shape, stacked, suffixes, taken
 from jaxft.peft.methods import Adapter, Flat, Method
 from jaxft.peft.pruning import Schedule, pruned
-from jaxft.registry import UserError
+from jaxft.registry import UserError, inner
 
 TINY = 1e-5  # peft divides by this more than the rank
 
@@ -45,8 +45,8 @@ class AdaLora(Method):
     beta1: float = 0.85
     beta2: float = 0.85
     orth: float = 0.5
-    total: int = 0  # steps of the run, which for_run says; 0: there is none
-    read: bool = False  # of an adapter that was read, whose ranks are what they are
+    total: int = inner(default=0)  # steps of the run, which for_run says; 0: there is none
+    read: bool = inner(default=False)  # of an adapter that was read, whose ranks are what they are
 
     def __post_init__(self) -> None:
         if not 1 <= self.target_rank <= self.init_rank and not self.read:

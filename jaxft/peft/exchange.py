@@ -15,6 +15,19 @@ from jaxft.registry import UserError
 PREFIX = "base_model.model."
 UNWRAPPED = "base_model."  # of methods that leave the layers of a model as they are
 Tensors = dict[str, np.ndarray]
+# Fields of adapter_config.json: of every method; which layers, which the tensors tell; how training began and went.
+FIELDS = {
+    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "modules_to_save", "fan_in_fan_out", "ensure_weight_tying"),
+    *("target_modules", "exclude_modules", "layers_pattern", "layers_to_transform", "feedforward_modules", "bias"),
+    *("r", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("init_lora_weights", "init_ia3_weights", "init_weights", "loftq_config", "eva_config", "corda_config"),
+    *("lora_ga_config", "megatron_core", "qalora_group_size"),
+    *("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
+    *("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers", "num_transformer_submodules"),
+    *("encoder_hidden_size", "prefix_projection", "prompt_tuning_init", "prompt_tuning_init_text"),
+    *("tokenizer_name_or_path", "tokenizer_kwargs"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,14 @@ class Module:
         """(index, name with the prefix of peft's tensors)."""
         for index, name in self.names.items():
             yield index, PREFIX + name
+
+
+def check_fields(section: Mapping[str, Any], folder: str) -> None:
+    """Raises UserError for a field that is set and nobody here knows: what it does need not show in the tensors."""
+    strange = {key: value for key, value in section.items() if key not in FIELDS and value not in (None, False, {}, [])}
+    if strange:
+        shown = ", ".join(f"{key}={value!r}" for key, value in strange.items())
+        raise UserError(f"{folder}: {shown} of adapter_config.json is not supported; merge the adapter with peft")
 
 
 def changed(modules: Sequence[Module], added: Mapping[str, Any], name: str) -> list[Module]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import jax
@@ -14,7 +14,7 @@ from jaxft.layers.parameter import ones, zeros
 from jaxft.peft import targets
 from jaxft.peft.exchange import Module, Tensors, changed, check_shape, stacked, suffixes, taken
 from jaxft.peft.methods import Adapter, Flat, Method
-from jaxft.registry import UserError
+from jaxft.registry import UserError, inner
 
 INITS = ("default", "gaussian", "pissa")
 POWER = 16  # iterations of the subspace that PiSSA starts from; as many as peft's "pissa_niter_16"
@@ -51,8 +51,8 @@ class Lora(Method):
     b_rate: float = 1.0
     init: str = "default"
     # Of an adapter that was read: what some layers have instead, path -> rank and alpha.
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    alphas: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = inner(default_factory=dict)
+    alphas: Mapping[str, float] = inner(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rank < 1:

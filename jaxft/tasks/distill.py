@@ -146,6 +146,11 @@ class Distill:
                     f"task.layers: the layers of {of} cannot be looked at: it must be an encoder or a decoder, and "
                     "model.scan=False"
                 )
+            if self.pairs and one.declared.virtual.inserted:
+                raise UserError(
+                    f"task.layers: {of} has a prompt before its texts (peft.name='prompt'), and layers are compared "
+                    "token by token; choose another method"
+                )
             if wrong := [pair[side] for pair in self.pairs if pair[side] > one.cfg.layers]:
                 raise UserError(f"task.layers: {of} has layers 0 (embeddings) to {one.cfg.layers}, and no {wrong[0]}")
 

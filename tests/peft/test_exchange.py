@@ -7,6 +7,7 @@ import pytest
 
 from jaxft import adapters, exporting
 from jaxft.hf import adapters as files
+from jaxft.peft import exchange
 from jaxft.peft.lora import Lora
 from jaxft.registry import UserError
 from tests.peft import made
@@ -101,6 +102,8 @@ def test_an_adapter_of_another_family_is_refused_with_what_has_no_place(folder):
     [
         ({"peft_type": "OFT"}, "peft_type='OFT' is not known; known: .*LORA"),
         ({"init_lora_weights": "olora"}, "save it with path_initial_model_for_weight_conversion"),
+        ({"alora_invocation_tokens": [7]}, r"alora_invocation_tokens=\[7\] of adapter_config.json is not supported"),
+        ({"use_qalora": True}, "use_qalora=True of adapter_config.json is not supported; merge the adapter"),
     ],
 )
 def test_a_config_that_says_something_else_is_refused(folder, change, message):
@@ -108,6 +111,16 @@ def test_a_config_that_says_something_else_is_refused(folder, change, message):
     (folder / "adapter_config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=message):
         adapters.network(made.maker("bert", "sequence"), folder)
+
+
+@pytest.mark.parametrize(
+    "kind", ["LoraConfig", "AdaLoraConfig", "IA3Config", "PrefixTuningConfig", "PromptTuningConfig"]
+)
+def test_a_config_of_peft_says_nothing_that_is_not_known(kind):
+    peft = pytest.importorskip("peft")
+    given = {"AdaLoraConfig": {"total_step": 10}}.get(kind, {})
+    config = getattr(peft, kind)(**given)
+    exchange.check_fields({name: getattr(value, "value", value) for name, value in config.to_dict().items()}, "folder")
 
 
 def test_pickled_weights_are_never_read(folder):

@@ -17,6 +17,7 @@ from jaxft.hf import folder as hf_folder
 from jaxft.hf import save as hf_save
 from jaxft.layers.loss import combined
 from jaxft.models import bert, distilbert, gpt2
+from jaxft.peft.prompt import Prompt
 from jaxft.registry import UserError
 from jaxft.tasks.distill import Distill
 from tests import tiny
@@ -267,6 +268,17 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, options, labels, messa
     pytest.importorskip("torch", reason="the folder is made with transformers")
     with pytest.raises(UserError, match=message):
         pair(tmp_path, task(**options), (bert, bert.TINY), (bert, bert.TINY), labels=labels)
+
+
+def test_layers_are_not_compared_with_those_of_a_prompt(tmp_path):
+    pytest.importorskip("torch", reason="the folder is made with transformers")
+    made, c = task(hidden=1.0, layers=("1:1",)), tiny.config()
+    other = plain(bert, bert.TINY, made)
+    opened(other, random_parameters(other), tmp_path / "teacher")
+    sections = dict(head=made.head, outputs=made.outputs, model=c.model, rules=c.sharding, mesh=tiny.mesh(devices=1))
+    net = build.network(bert, bert.TINY, peft=Prompt(tokens=3), **sections)
+    with pytest.raises(UserError, match=r"task\.layers: the model has a prompt before its texts"):
+        companions.attach(net, made, {"teacher": tmp_path / "teacher", "projection": None}, c)
 
 
 # ---- whole runs ----

@@ -1,0 +1,92 @@
+"""What methods of jaxft.peft reach from the same pretrained weights, beside fine-tuning all of them.
+
+    python -m benchmarks.peft_scores --work=runs/scores/docstrings [--methods=full,lora] -- \
+        --config=configs/bert_cls.py --config.model.hf=runs/bert_mlm/hf
+
+What stands after -- goes to `python -m jaxft.main`, which runs once a method, each a process of its own, and to
+`python -m jaxft.plan --devices=1`, for the memory of the compiled step. "full" has the config's own learning rate, the
+others the one that stands here, which nobody has tuned for a task. A method that has a report in --work is not run
+again. Prints a table: the score of the test split (of validation, where there is none) at the step that is exported,
+what trains, the quickest of the times of a step between two lines of the log (other work on the machine makes them
+longer), that memory and the size of a checkpoint. benchmarks/peft.py compares times of a step side by side.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+# Method -> its section, learning rate.
+LORA = dict(name="lora", target="all-linear", rank=8, alpha=16.0)
+METHODS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "full": (dict(name="full"), None),
+    "lora": (LORA, 1e-3),
+    "dora": (LORA | dict(dora=True), 1e-3),
+    "adalora": (dict(name="adalora", target="all-linear", init_rank=12, target_rank=8, alpha=32.0), 2e-3),
+    "houlsby": (dict(name="houlsby"), 1e-3),
+    "pfeiffer": (dict(name="pfeiffer"), 1e-3),
+    "prefix": (dict(name="prefix"), 1e-2),
+    "prompt": (dict(name="prompt"), 3e-2),
+    "ia3": (dict(name="ia3"), 1e-2),
+    "bitfit": (dict(name="bitfit"), 2e-3),
+}
+SHARE = re.compile(r"frozen [\d,]+, ([\d.]+%) train")
+
+
+def options(name: str) -> list[str]:
+    section, rate = METHODS[name]
+    found = [f"--config.peft={section!r}", "--config.log.tensorboard=False", "--config.checkpoint.keep=1"]
+    return found + ([f"--config.optim.lr={rate}", "--config.optim.weight_decay=0.0"] if rate else [])
+
+
+def called(module: str, flags: list[str], log: Path) -> None:
+    with log.open("w", encoding="utf-8") as file:
+        code = subprocess.run([sys.executable, "-m", module, *flags], stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        sys.exit(f"{module} ended with {code}: {log}")
+
+
+def measured(name: str, work: Path, given: list[str]) -> dict[str, Any]:
+    """Runs one method where it was not, and reads what its folder holds."""
+    run = work / name
+    report, log, plan = run / "report.json", work / f"{name}.log", work / f"{name}.plan.json"
+    if not report.is_file():
+        called("jaxft.main", [*given, *options(name), f"--workdir={run}"], log)
+    if not plan.is_file():
+        called("jaxft.plan", [*given, *options(name), "--devices=1", f"--json={plan}"], work / f"{name}.plan.log")
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [line["step_seconds"] for line in map(json.loads, lines) if "step_seconds" in line]
+    state = max((run / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "state"
+    share = SHARE.search(log.read_text(encoding="utf-8"))
+    told = json.loads(report.read_text(encoding="utf-8"))
+    return {
+        "accuracy": told["accuracy"],
+        "step": told["step"],
+        "trains": share[1] if share else "100%",
+        "seconds": min(times),
+        "memory": json.loads(plan.read_text(encoding="utf-8"))["total"],
+        "checkpoint": sum(file.stat().st_size for file in state.rglob("*") if file.is_file()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("given", nargs="+", help="after --: what jaxft.main is given")
+    args = parser.parse_args()
+    work = Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
+    found = {name: measured(name, work, args.given) for name in args.methods.split(",")}
+    print("| | accuracy | trains | ms a step | memory, MiB | checkpoint, MiB |\n|---|---|---|---|---|---|")
+    for name, told in found.items():
+        sizes = f"{told['memory'] / 2**20:.0f} | {told['checkpoint'] / 2**20:.2f}"
+        print(f"| {name} | {told['accuracy']:.4f} | {told['trains']} | {1000 * told['seconds']:.0f} | {sizes} |")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
