@@ -10,7 +10,7 @@ from jaxft.hf import files, read
 from jaxft.hf.save import header
 from jaxft.registry import UserError
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = files.ADAPTER, "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxft.registry import UserError
 
+ADAPTER = "adapter_config.json"  # in a folder of an adapter
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -194,6 +195,11 @@ def _sharded(folder: Path) -> dict[str, Stored]:
 
 def no_weights(folder: Path, hub_id: str = "") -> str:
     """What to do about a folder without safetensors, or a snapshot of `hub_id`, which brings nothing else."""
+    if (folder / ADAPTER).is_file():
+        return (
+            f"{hub_id or folder} is an adapter, and a whole model is needed: merge it first, by python -m jaxft.export "
+            "--run=ITS_RUN --out=FOLDER --merge, or merge_and_unload of peft, and give that folder"
+        )
     unsafe = sorted(file.name for file in folder.iterdir() if file.suffix in UNSAFE) if folder.is_dir() else []
     if not unsafe and not hub_id:
         return f"{folder} has no {SINGLE} and no {INDEX}; is it a model folder?"

@@ -7,6 +7,7 @@ import pytest
 
 from jaxft import adapters, exporting
 from jaxft.hf import adapters as files
+from jaxft.hf import hub
 from jaxft.peft import exchange
 from jaxft.peft.lora import Lora
 from jaxft.registry import UserError
@@ -121,6 +122,11 @@ def test_a_config_of_peft_says_nothing_that_is_not_known(kind):
     given = {"AdaLoraConfig": {"total_step": 10}}.get(kind, {})
     config = getattr(peft, kind)(**given)
     exchange.check_fields({name: getattr(value, "value", value) for name, value in config.to_dict().items()}, "folder")
+
+
+def test_no_run_begins_from_an_adapter_and_the_way_is_told(folder):
+    with pytest.raises(UserError, match=r"is an adapter, and a whole model is needed: merge it first"):
+        hub.resolve(str(folder))
 
 
 def test_pickled_weights_are_never_read(folder):
