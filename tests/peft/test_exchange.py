@@ -31,9 +31,12 @@ METHODS = {
 }
 
 
+# A PiSSA is written as a LoRA: one family says enough, and one whose projections are fused.
+CASES = [(name, method) for name in FAMILIES for method in METHODS if method != "pissa" or name in ("bert", "gpt2")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_peft_computes_what_we_do_and_reads_and_writes_the_same_files(name, method, tmp_path):
     pytest.importorskip("peft")
     make = made.maker(name, FAMILIES[name])
