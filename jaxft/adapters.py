@@ -26,6 +26,12 @@ from jaxft.peft.exchange import Module, Part, Tensors, check_fields
 from jaxft.peft.methods import Flat, Method, below, is_added
 from jaxft.registry import UserError, lookup
 
+# What config.json calls the sizes that an adapter depends on, in one family or another.
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads"),
+    *("d_model", "num_layers", "d_ff", "d_kv", "n_embd", "n_layer", "dim", "n_layers", "hidden_dim"),
+)
+
 
 def modules(net: Network) -> list[Module]:
     """The linear layers of a network as the hub has them."""
@@ -73,11 +79,18 @@ class Opened:
         if self.adapter is None:
             return hf
         if not (self.adapter / hf_folder.CONFIG).is_file():
-            return {**hf, **adapterhub.head_fields(self.adapter)}
+            if files.layout(files.read_config(self.adapter)) == "adapters":
+                return {**hf, **adapterhub.head_fields(self.adapter)}
+            return {**hf, **files.head_fields(self.adapter, hf)}
         own = hf_load.read_config(self.adapter)
         if own["model_type"] != hf["model_type"]:
             raise UserError(
                 f"{self.adapter} is an adapter of a {own['model_type']} model, and {self.base} is a {hf['model_type']}"
+            )
+        if other := [name for name in SIZES if own.get(name) != hf.get(name)]:
+            ours, theirs = (", ".join(f"{name} {config.get(name)}" for name in other) for config in (own, hf))
+            raise UserError(
+                f"{self.adapter} is an adapter of another model: it is for {ours}, {self.base} has {theirs}"
             )
         return own
 
@@ -97,8 +110,8 @@ def opened(source: str, base: str = "", field: str = "--hf") -> Opened:
         return Opened(hub.resolve(source, field=field), None)
     section = files.read_config(folder)
     names_it = {"peft": "base_model_name_or_path", "adapters": "model_name"}[files.layout(section)]
-    named = base or section.get(names_it) or ""
-    if not named:
+    named = base or section.get(names_it)
+    if not (named and isinstance(named, str)):
         raise UserError(f"{folder / files.CONFIG} names no {names_it}; pass its model with --hf")
     where = "--hf" if base else f"{folder / files.CONFIG}: {names_it}"
     return Opened(hub.resolve(named, field=where), folder)
@@ -127,7 +140,8 @@ def read(folder: Path, net: Network) -> Adapter:
         tensors = files.load(folder)
     try:
         method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)
-    except (KeyError, TypeError, ValueError) as error:  # fields and tensors that every adapter of its kind has
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
+        # Of fields and tensors that every adapter of its kind has.
         raise UserError(
             f"{folder} cannot be read as an adapter: {type(error).__name__}: {error}; save it again"
         ) from error
@@ -200,9 +214,9 @@ def loaded(
     net, adapter = network(make, at.adapter)
     brought = set() if adapter is None else set(adapter.wholes)
     if shared is None:
-        resets = any(path.startswith("head/") for path in brought)
-        params, said = build.parameters(net, at.base, 0, reset_head=resets)
-        new = set(said[0].partition(": ")[2].split(", ")) if said and said[0].startswith("new") else set()
+        heads = {path for path in brought if path.startswith("head/")}
+        params, said = build.parameters(net, at.base, 0, False, without=heads)
+        new = set(build.new_of(said))
     else:
         own = {path: leaf.shape for path, leaf in net.abstract.items()}
         kept = {path: leaf for path, leaf in shared.items() if own.get(path) == leaf.shape and path not in brought}

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from jaxft.registry import UserError, check_options, lookup
 # Tables over the vocabulary get rows up to a multiple of this, so that every usual tensor axis divides them and
 # checkpoints have one shape on every mesh. The rows are zero, no id names them and no logit comes of them.
 VOCAB_MULTIPLE = 128
+NEW = "new, not in the checkpoint: "  # how `parameters` says so
 
 
 def network(
@@ -57,7 +58,8 @@ def network(
     abstract, stored, unsharded = {}, {}, []
     for path, axes in letters.items():
         shape = variables[path].get_value().shape
-        kept = model.frozen_dtype if path in matrices and not peft.trains(path, head) else ""
+        stays = not (peft.trains(path, head) or is_added(path))
+        kept = model.frozen_dtype if path in matrices and stays else ""
         dtype = jnp.dtype("bfloat16" if kept in frozen.KINDS else kept or model.param_dtype)
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -195,10 +197,12 @@ def initialise(net: Network, seed: int, paths: list[str] | None = None) -> dict[
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed))
 
 
-def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -> tuple[Any, list[str]]:
+def parameters(
+    net: Network, folder: Path | None, seed: int, reset_head: bool, without: Collection[str] = ()
+) -> tuple[Any, list[str]]:
     """(nested parameters as `net.tree` has them, what there is to say).
 
-    Those of the network from `folder` where it is given, random ones for the rest.
+    Those of the network from `folder` where it is given, but for the paths in `without`; random ones for the rest.
     """
     base = {path: leaf for path, leaf in net.abstract.items() if not is_added(path)}
     kept = functools.partial(_as_kept, net)
@@ -215,7 +219,7 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
             other=net.family.HF_OTHER,
             legacy=net.family.HF_LEGACY,
             optional=head,
-            reset=head if reset_head else set(),
+            reset={*without, *(head if reset_head else ())},
             tied=net.tied,
             lent=net.lent,
             shapes={path: net.stored[path] for path in base},
@@ -223,10 +227,15 @@ def parameters(net: Network, folder: Path | None, seed: int, reset_head: bool) -
         )
         flat = hf_load.flatten(loaded)
         new = [path for path in base if path not in flat]
-        said = [f"new, not in the checkpoint: {', '.join(new)}"] if new else []
+        said = [NEW + ", ".join(new)] if new else []
         said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []
     flat |= {path: kept(path, array) for path, array in initialise(net, seed, new + net.added).items()}
     return unflatten_dict(_started(net, flat), sep="/"), said
+
+
+def new_of(said: list[str]) -> list[str]:
+    """The paths of what `parameters` has drawn at random for want of weights, from what it says."""
+    return [path for text in said if text.startswith(NEW) for path in text.removeprefix(NEW).split(", ")]
 
 
 def _as_kept(net: Network, path: str, array: jax.Array) -> Any:

@@ -42,7 +42,7 @@ class Classifier:
         folder, hf = at.beside, at.hf
         section = adapters.section(hf["model_type"], source, dtype=dtype, param_dtype="float32")
         family = build.family_of(section, hf)
-        pooling = sentence.pooling(folder)
+        pooling = sentence.pooling(at.adapter or at.base)
         task = task if pooling is None else {"pooling": pooling, **task}
         self.task = self.task_of(hf, inputs.reads(family)[0], task)
         self.reader = inputs.of(self.task, family).Reader(folder, length, self.task)

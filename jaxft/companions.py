@@ -204,7 +204,7 @@ def given(net: Network, seed: int) -> dict[str, Any]:
     for name, beside in net.companions.items():
         if not beside.wish.trained:
             found[name], said = _parameters(name, beside, seed)
-            if any(text.startswith("new") for text in said):
+            if build.new_of(said):
                 raise UserError(
                     f"{beside.wish.field}={beside.wish.hf!r} has no trained head: {said[0]}; fine-tune it first"
                 )

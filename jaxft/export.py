@@ -156,14 +156,19 @@ def _restore(run: Any, config: Any, task: Any, arguments: argparse.Namespace) ->
         plain = make(model=dataclasses.replace(config.model, frozen_dtype=""))
         net = companions.attach_recorded(plain, task, model["companions"], config)
     elif exporting.exchanged(net):
-        _check_adapter(arguments, config.model.frozen_dtype)
+        _check_adapter(arguments, net.peft.layout, config.model.frozen_dtype)
     return net, params, model, step
 
 
-def _check_adapter(arguments: argparse.Namespace, frozen_dtype: str) -> None:
+def _check_adapter(arguments: argparse.Namespace, layout: str, frozen_dtype: str) -> None:
     """Raises UserError for what cannot be asked of an adapter."""
     if arguments.dtype != "float32":
         raise UserError(f"--dtype={arguments.dtype}: an adapter is written in float32; add --merge for a whole model")
+    if arguments.verify and layout == "adapters":
+        raise UserError(
+            "--verify: the `adapters` library, which opens this one, needs another transformers than the one here; "
+            "leave --verify out"
+        )
     if arguments.verify and frozen_dtype:
         raise UserError(
             f"--verify: the run kept its model in {frozen_dtype}, and the peft library would compute with the model as "

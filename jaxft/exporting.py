@@ -5,7 +5,7 @@ hf/adapter_config.json          the method, its layers, the model that it belong
    config.json                  the model's, with the labels of the head that was trained
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from jaxft.hf import folder as hf_folder
 from jaxft.hf import save
 from jaxft.hf.layout import rows
 from jaxft.layers import frozen
+from jaxft.layers.parameter import ones, zeros
 from jaxft.network import Network
 from jaxft.peft import adapterhub
-from jaxft.peft.exchange import Tensors
+from jaxft.peft.exchange import UNWRAPPED, Tensors
 from jaxft.peft.methods import Flat
 from jaxft.registry import UserError
 
@@ -51,12 +52,30 @@ def check(net: Network, base: str) -> None:
             "peft: the model begins with random weights (model.hf=''), without which nobody could open the adapter; "
             "give model.hf, or take peft.name='full'"
         )
+    drops_types = net.head == "span" and net.cfg.types > 1  # its class for these does not pass token_type_ids on
+    if net.peft.hub_prefix == UNWRAPPED and (net.head not in TASK_TYPES or drops_types):
+        raise UserError(
+            f"peft: the `peft` library would compute something else than this model with something before its texts, "
+            f"as it does with every {net.family.MODEL_TYPE} of this head ({net.head}); take a method such as 'lora'"
+        )
     tied = set(net.tied.values())
     names = {path: row.name for path, row in rows(net.table).items() if net.peft.saves(path, net.head)}
     if both := [path for path, name in names.items() if name in tied]:
         raise UserError(
             f"peft.modules_to_save names {', '.join(both)}, which is the table of the head as well (tied), but not in "
             "the library that opens the adapter; leave it out"
+        )
+
+
+def check_new(net: Network, new: Iterable[str], base: str) -> None:
+    """Raises UserError where some of what the model `base` lacks, and so begins at random, would never train."""
+    drawn = [path for path in new if net.inits[path] not in (zeros, ones)]
+    stays = [path for path in drawn if net.peft.frozen and not net.trains(path)]
+    if stays:
+        wanted = tuple(sorted({path.rpartition("/")[0] for path in stays}))
+        raise UserError(
+            f"model.hf={base!r} has no {', '.join(stays)}, which would begin at random and stay so; train it as well, "
+            f'--config.peft.modules_to_save="{wanted}", or give a model that has them'
         )
 
 
@@ -129,14 +148,22 @@ def _packed(
     """(configs by file name, tensors by file name) as the `peft` library has them."""
     config = {
         "peft_type": net.peft.peft_type,
-        "task_type": TASK_TYPES.get(net.head),
+        "task_type": _task_type(net),
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "modules_to_save": sorted({_module_of(net, name) for name in wholes}) or None,
+        "modules_to_save": _modules_of(net, wholes) or None,
         **fields,
     }
     whole = {net.peft.hub_prefix + name: array for name, array in wholes.items()}
     return {files.CONFIG: config}, {files.WEIGHTS: tensors | whole}
+
+
+def _task_type(net: Network) -> str | None:
+    """What makes `peft` take a class of its own for the model, which methods that put something before texts need.
+
+    That of answers in texts drops token_type_ids: other methods do without.
+    """
+    return None if net.head == "span" and net.peft.hub_prefix != UNWRAPPED else TASK_TYPES.get(net.head)
 
 
 def _wholes(net: Network, flat: Flat) -> Tensors:
@@ -157,10 +184,12 @@ def _wholes(net: Network, flat: Flat) -> Tensors:
     return tensors
 
 
-def _module_of(net: Network, name: str) -> str:
-    """What modules_to_save calls the layer of a tensor: of a head the outermost module that is the head's alone."""
-    bare = name.removeprefix(net.family.HF_PREFIX)
-    head = {
-        row.name.removeprefix(net.family.HF_PREFIX) for path, row in rows(net.table).items() if path.startswith("head/")
-    }
-    return bare.split(".")[0] if bare in head else bare.rpartition(".")[0]
+def _modules_of(net: Network, wholes: Iterable[str]) -> list[str]:
+    """What modules_to_save calls the layers of these tensors; of a whole head the outermost module that is its alone.
+
+    `peft` wants all tensors of a module that it is given.
+    """
+    first = net.family.HF_PREFIX
+    head = {row.name.removeprefix(first) for path, row in rows(net.table).items() if path.startswith("head/")}
+    bare = {name.removeprefix(first) for name in wholes}
+    return sorted({name.split(".")[0] if name in head <= bare else name.rpartition(".")[0] for name in bare})

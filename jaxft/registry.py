@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -135,3 +136,5 @@ def _check_type(field: str, value: Any, annotation: Any) -> None:
     fits = isinstance(value, (int, float) if annotation is float else annotation)
     if not fits or (isinstance(value, bool) and annotation is not bool):
         raise UserError(f"{field}={value!r} is a {type(value).__name__}; it must be a {annotation.__name__}")
+    if annotation is float and isinstance(value, (int, float)) and not math.isfinite(value):
+        raise UserError(f"{field}={value!r} must be a finite number")

@@ -10,7 +10,19 @@ from typing import Any
 
 import jax
 
-from jaxft import build, companions, inputs, memory, processes, rehearsal, runfolder, scoring, sharding, state
+from jaxft import (
+    build,
+    companions,
+    exporting,
+    inputs,
+    memory,
+    processes,
+    rehearsal,
+    runfolder,
+    scoring,
+    sharding,
+    state,
+)
 from jaxft.checkpoint import Checkpoints, nbytes
 from jaxft.config import Config, interval, steps
 from jaxft.data.pipeline import WHOLE, Share
@@ -174,6 +186,7 @@ class Run:
         params, said = build.parameters(self.net, self.inputs.hf_folder, self.config.seed, self.config.model.reset_head)
         for text in said:
             say(text)
+        exporting.check_new(self.net, build.new_of(said), self.config.model.hf)
         return params
 
     def _compile(self) -> tuple[Any, Any]:

@@ -18,8 +18,9 @@ ROWS, LENGTH = 4, 128  # positions past 64 show errors that short inputs hide
 
 
 def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple[float, str]:
-    """(largest absolute difference of float32 logits on random inputs, who read the folder).
+    """(largest difference of float32 logits on random inputs, who read the folder).
 
+    Absolute, or where the largest logit is above 1 relative to that one, as rounding is.
     The folder is read by transformers and torch where they are installed, else by jaxft. `dtype` is that of its
     tensors: the parameters in memory are rounded alike.
     """
@@ -29,9 +30,12 @@ def largest_difference(folder: Path, net: Any, params: Any, dtype: str) -> tuple
     needed = ("torch", "peft") if adapters.is_adapter(folder) else ("torch",)
     torch = all(importlib.util.find_spec(name) is not None for name in needed)
     found = _theirs(folder, net, given) if torch else _reread(folder, net, batch)
-    if net.head not in WHOLE:  # logits of padding are nobody's
+    if net.head not in WHOLE:  # logits of padding are nobody's, nor those of what `peft` puts before the texts
+        found = found[:, -expected.shape[1] :]
         found, expected = found[batch["segment"] > 0], expected[batch["segment"] > 0]
-    return float(np.abs(found - expected).max()), "transformers" if torch else "jaxft"
+    return float(
+        np.abs(found - expected).max() / max(1.0, np.abs(expected).max())
+    ), "transformers" if torch else "jaxft"
 
 
 def _texts(net: Any) -> tuple[Batch, Batch]:
@@ -97,7 +101,10 @@ def _theirs(folder: Path, net: Any, given: Batch) -> np.ndarray:
 
         config = transformers.AutoConfig.from_pretrained(str(folder))
         base = adapters.read_config(folder)["base_model_name_or_path"]
-        model = peft.PeftModel.from_pretrained(cls.from_pretrained(base, config=config, **how), str(folder)).eval()
+        try:
+            model = peft.PeftModel.from_pretrained(cls.from_pretrained(base, config=config, **how), str(folder)).eval()
+        except ValueError as error:
+            raise UserError(f"--verify: peft {peft.__version__} cannot open this adapter: {error}", code=1) from error
     else:
         model = cls.from_pretrained(str(folder), **how).eval()
     if net.head == "multiple_choice":  # the texts are the choices of one question

@@ -38,9 +38,10 @@ class Virtual:
     def check(self, length: int, most: int | None, field: str) -> None:
         """Raises UserError where a text of `length` tokens does not find room beside them."""
         if self.tokens and most is not None and length + self.tokens > most:
+            left = most - self.tokens
+            fix = f"set {field} to {left} or less" if left > 0 else "take fewer tokens"
             raise UserError(
-                f"{field}={length} and peft.tokens={self.tokens} exceed the {most} positions of the model; set {field} "
-                f"to {most - self.tokens} or less"
+                f"{field}={length} and peft.tokens={self.tokens} exceed the {most} positions of the model; {fix}"
             )
 
     def next(self, batch: Batch) -> Batch:

@@ -67,6 +67,8 @@ class AdaLora(Method):
     def schedule(self, total: int) -> Schedule:
         def made(field: str) -> int:
             duration = getattr(self, field)
+            if isinstance(duration, bool) or not isinstance(duration, (int, str)):
+                raise UserError(f'peft.{field}={duration!r}: write "500 steps" or "10%"')
             if "epoch" in str(duration):
                 raise UserError(f'peft.{field}={duration!r}: write "500 steps" or "10%"')
             return steps(str(duration), f"peft.{field}", per_epoch=0.0, total=total)
@@ -81,10 +83,15 @@ class AdaLora(Method):
                 f"{self.tfinal!r} ({plan.tfinal}) leave none of {total} steps to prune in; give percentages that "
                 "add up to less than 100, or raise train.duration"
             )
+        if plan.delta_t > total - plan.tfinal - plan.tinit:
+            raise UserError(
+                f"AdaLoRA schedule longer than the run: peft.delta_t={self.delta_t!r} ({plan.delta_t} steps) is more "
+                f"than the {total - plan.tfinal - plan.tinit} between peft.tinit and peft.tfinal; give less"
+            )
         return replace(self, total=total)
 
     def attach(self, model: Any) -> None:
-        for path, layer in targets.chosen(model, self.target).items():
+        for path, layer in targets.chosen(model, self.target, head=self.read).items():
             inputs, outputs = layer.kernel.get_value().shape[-2:]
             if self.init_rank > min(inputs, outputs) and not self.read:
                 raise UserError(

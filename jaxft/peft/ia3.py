@@ -112,7 +112,9 @@ class Ia3(Method):
 def _chosen(
     model: Any, wanted: str | tuple, kind: str, of_kind: Callable[[Any], dict[str, Dense]], field: str
 ) -> dict[str, Dense]:
-    """Path -> layer, of the method's own kind or of those that every method has."""
+    """Path -> layer, of the method's own kind or of those that every method has; () for none."""
+    if wanted == ():
+        return {}
     return of_kind(model) if wanted == kind else targets.chosen(model, wanted, field)
 
 

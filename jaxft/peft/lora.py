@@ -69,7 +69,7 @@ class Lora(Method):
             raise UserError("peft.dora=True with peft.init='pissa': choose one of them")
 
     def attach(self, model: Any) -> None:
-        for path, layer in targets.chosen(model, self.target).items():
+        for path, layer in targets.chosen(model, self.target, head=bool(self.ranks)).items():
             rank = self.ranks.get(path, self.rank)
             inputs, outputs = layer.kernel.get_value().shape[-2:]
             if rank > min(inputs, outputs) and not self.ranks:
@@ -179,8 +179,11 @@ class Lora(Method):
             a_of = taken(tensors, module.names, "lora_A.weight")
             b_of = taken(tensors, module.names, "lora_B.weight")
             length_of = taken(tensors, module.names, "lora_magnitude_vector") if dora else {}
-            if not a_of:
+            if not a_of and not b_of and not length_of:
                 continue
+            if a_of.keys() != b_of.keys() or (dora and a_of.keys() != length_of.keys()):
+                what = "lora_A, lora_B and lora_magnitude_vector" if dora else "lora_A and lora_B"
+                raise UserError(f"{folder} lacks some of {what} of {', '.join(module.names.values())}; save it again")
             if dora and len(a_of) < len(module.names):
                 raise UserError(f"{folder}: DoRA of some layers of a stack only is not supported; merge it with peft")
             for index, a in a_of.items():

@@ -12,9 +12,9 @@ from jaxft.peft.methods import compiled
 from jaxft.registry import UserError, nearest
 
 
-def layers(model: Any) -> dict[str, Dense]:
-    """Path -> affine layer, of all but the head's: one that begins anew trains whole or not at all."""
-    return {path: layer for path, layer in modules(model, Dense).items() if not path.startswith("head/")}
+def layers(model: Any, head: bool = False) -> dict[str, Dense]:
+    """Path -> affine layer, without those of the `head`: one that begins anew trains whole or not at all."""
+    return {path: layer for path, layer in modules(model, Dense).items() if head or not path.startswith("head/")}
 
 
 def modules(model: Any, kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -27,15 +27,22 @@ def attention(model: Any) -> dict[str, Attention]:
     return modules(model, Attention)
 
 
-def chosen(model: Any, target: str | Sequence[str], field: str = "peft.target") -> dict[str, Dense]:
+def chosen(
+    model: Any, target: str | Sequence[str], field: str = "peft.target", *, head: bool = False
+) -> dict[str, Dense]:
     """The layers that `target` names: "attention", "all-linear", or those whose whole path a regex matches.
+
+    `head`: also those of the head, which adapters that `peft` has written may have.
 
     Raises UserError for a pattern that matches none, with the known paths.
     """
-    known = layers(model)
+    patterns = (target,) if isinstance(target, str) else target
+    if not (isinstance(patterns, Sequence) and patterns and all(isinstance(one, str) for one in patterns)):
+        raise UserError(f"{field}={target!r} must be 'attention', 'all-linear', a regex of paths, or a tuple of these")
+    known = layers(model, head)
     inside = tuple(f"{path}/" for path in attention(model))
     wanted: set[str] = set()
-    for pattern in (target,) if isinstance(target, str) else target:
+    for pattern in patterns:
         if pattern == "all-linear":
             matched = set(known)
         elif pattern == "attention":

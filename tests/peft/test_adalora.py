@@ -140,6 +140,7 @@ def test_a_run_ends_with_its_budget_and_resumes_bit_for_bit(on):
         (dict(dropout=1.0), "peft.dropout=1.0"),
         (dict(tinit="1 epoch"), "peft.tinit='1 epoch'"),
         (dict(delta_t="often"), "peft.delta_t='often'"),
+        (dict(tinit=1.5), "peft.tinit=1.5: write"),
     ],
 )
 def test_an_option_out_of_range_is_refused(options, said):
@@ -150,6 +151,8 @@ def test_an_option_out_of_range_is_refused(options, said):
 def test_a_schedule_longer_than_the_run_is_refused():
     with pytest.raises(UserError, match=r"longer than the run: peft.tinit='60%' \(60 steps\) .*'40' .*none of 100"):
         AdaLora(tinit="60%", tfinal="40").for_run(100)
+    with pytest.raises(UserError, match=r"longer than the run: peft.delta_t='50' \(50 steps\) is more than the 40"):
+        AdaLora(tinit="30%", tfinal="30%", delta_t="50").for_run(100)
 
 
 def test_a_rank_above_a_dimension_is_refused(on):

@@ -10,6 +10,8 @@ from jaxft.hf import adapters as files
 from jaxft.hf import hub
 from jaxft.peft import exchange
 from jaxft.peft.lora import Lora
+from jaxft.peft.prefix import Prefix
+from jaxft.peft.prompt import Prompt
 from jaxft.registry import UserError
 from tests.peft import made
 
@@ -165,3 +167,28 @@ def test_what_peft_would_train_apart_is_not_trained(tmp_path):
         exporting.check(net, "some/base")
     with pytest.raises(UserError, match="the model begins with random weights"):
         exporting.check(make(peft=Lora()), "")
+
+
+def test_what_the_library_would_not_put_before_texts_is_not_trained():
+    for method, name in ((Prompt(tokens=2), "prompt"), (Prefix(tokens=2), "prefix")):
+        for head in ("masked_lm", "span"):
+            with pytest.raises(UserError, match=r"the `peft` library would compute something else"):
+                exporting.check(made.maker("bert", head)(peft=method), "some/base")
+        exporting.check(made.maker("llama", "causal_lm")(peft=method), name)
+
+
+def test_answers_are_written_without_the_task_whose_class_drops_token_types(tmp_path):
+    net = made.maker("bert", "span")(peft=Lora())
+    made.write_adapter(tmp_path / "adapter", net, made.parameters(net), "some/base")
+    assert files.read_config(tmp_path / "adapter")["task_type"] is None
+
+
+def test_what_a_model_lacks_and_would_never_train_is_refused():
+    drawn = "head/transform/dense/kernel"
+    new = [drawn, "head/transform/dense/bias", "head/transform/norm/scale"]
+    make = made.maker("bert", "masked_lm")
+    with pytest.raises(UserError, match=rf"has no {drawn}, which would.*modules_to_save=\"\('head/transform/dense',\)"):
+        exporting.check_new(make(peft=Lora()), new, "some/base")
+    exporting.check_new(make(peft=Lora(modules_to_save=("head/transform/dense",))), new, "some/base")
+    exporting.check_new(make(), new, "some/base")
+    exporting.check_new(made.maker("bert", "sequence")(peft=Lora()), ["head/classifier/kernel"], "some/base")

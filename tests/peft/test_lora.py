@@ -42,6 +42,9 @@ def test_a_target_that_matches_nothing_names_the_layers_that_there_are():
         BERT(peft=Lora(target="query"))
     with pytest.raises(UserError, match="matches no layer"):
         BERT(peft=Lora(target="head/classifier"))  # it trains whole
+    for target in (None, 5, (), (1,)):
+        with pytest.raises(UserError, match=r"peft.target=.* must be 'attention', 'all-linear', a regex of paths"):
+            BERT(peft=Lora(target=target))
 
 
 def test_a_rank_above_a_dimension_is_refused():
@@ -88,6 +91,20 @@ def test_pissa_begins_with_the_best_approximation():
         u, s, v = np.linalg.svd(kernel[i])
         best = (u[:, :5] * s[:5]) @ v[:5]
         assert np.abs(0.5 * np.asarray(a[i] @ b[i]) - best).max() < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["nf4", "bfloat16"])
+def test_pissa_begins_as_the_network_whose_kernels_are_in_few_bits(kind):
+    net = made.maker("bert", "sequence", frozen_dtype=kind)(peft=Lora(init="pissa"))
+    params = made.parameters(net)
+    flat = flatten_dict(params, sep="/")
+    added = [path for path in flat if "/adapter/" in path]
+    assert added and all(flat[path].dtype == jnp.float32 for path in added), "what is taken off has all its bits"
+    assert all(flat[path].dtype == net.abstract[path].dtype for path in added)
+    plain = made.maker("bert", "sequence", frozen_dtype=kind)(peft=Lora())  # of the same seed, and B is zero
+    batch, _ = made.texts(net)
+    difference = made.logits(net, params, batch) - made.logits(plain, made.parameters(plain), batch)
+    assert np.abs(difference).max() < 1e-5
 
 
 def test_dora_begins_with_the_lengths_of_the_weights():
