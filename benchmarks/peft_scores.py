@@ -3,12 +3,12 @@
     python -m benchmarks.peft_scores --work=runs/scores/docstrings [--methods=full,lora] -- \
         --config=configs/bert_cls.py --config.model.hf=runs/bert_mlm/hf
 
-What stands after -- goes to `python -m jaxft.main`, which runs once a method, each a process of its own, and to
-`python -m jaxft.plan --devices=1`, for the memory of the compiled step. "full" has the config's own learning rate, the
-others the one that stands here, which nobody has tuned for a task. A method that has a report in --work is not run
-again. Prints a table: the score of the test split (of validation, where there is none) at the step that is exported,
-what trains, the quickest of the times of a step between two lines of the log (other work on the machine makes them
-longer), that memory and the size of a checkpoint. benchmarks/peft.py compares times of a step side by side.
+What stands after -- goes to `python -m jaxft.main`, which runs once a method, each a process of its own. "full" has the
+config's own learning rate, the others the one that stands here, which nobody has tuned for a task. A method that has a
+report in --work is not run again. Prints a table: the score of the test split (of validation, where there is none) at
+the step that is exported, what trains, the quickest of the times of a step between two lines of the log (other work on
+the machine makes them longer), the memory of the compiled step and the size of a checkpoint. benchmarks/peft.py
+compares times of a step side by side.
 """
 
 import argparse
@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[dict[str, Any], float | None]] = {
     "bitfit": (dict(name="bitfit"), 2e-3),
 }
 SHARE = re.compile(r"frozen [\d,]+, ([\d.]+%) train")
+MEMORY = re.compile(r"([\d.]+) GiB of state and batch, ([\d.]+) GiB of temporaries")
 
 
 def options(name: str) -> list[str]:
@@ -42,32 +43,33 @@ def options(name: str) -> list[str]:
     return found + ([f"--config.optim.lr={rate}", "--config.optim.weight_decay=0.0"] if rate else [])
 
 
-def called(module: str, flags: list[str], log: Path) -> None:
+def train(flags: list[str], log: Path) -> None:
+    command = [sys.executable, "-m", "jaxft.main", *flags]
     with log.open("w", encoding="utf-8") as file:
-        code = subprocess.run([sys.executable, "-m", module, *flags], stdout=file, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        sys.exit(f"{module} ended with {code}: {log}")
+        sys.exit(f"jaxft.main ended with {code}: {log}")
 
 
 def measured(name: str, work: Path, given: list[str]) -> dict[str, Any]:
     """Runs one method where it was not, and reads what its folder holds."""
     run = work / name
-    report, log, plan = run / "report.json", work / f"{name}.log", work / f"{name}.plan.json"
+    report, log = run / "report.json", work / f"{name}.log"
     if not report.is_file():
-        called("jaxft.main", [*given, *options(name), f"--workdir={run}"], log)
-    if not plan.is_file():
-        called("jaxft.plan", [*given, *options(name), "--devices=1", f"--json={plan}"], work / f"{name}.plan.log")
+        train([*given, *options(name), f"--workdir={run}"], log)
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     times = [line["step_seconds"] for line in map(json.loads, lines) if "step_seconds" in line]
     state = max((run / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "state"
-    share = SHARE.search(log.read_text(encoding="utf-8"))
+    said = log.read_text(encoding="utf-8")
+    share, memory = SHARE.search(said), MEMORY.search(said)
+    assert memory, log
     told = json.loads(report.read_text(encoding="utf-8"))
     return {
         "accuracy": told["accuracy"],
         "step": told["step"],
         "trains": share[1] if share else "100%",
         "seconds": min(times),
-        "memory": json.loads(plan.read_text(encoding="utf-8"))["total"],
+        "memory": float(memory[1]) + float(memory[2]),
         "checkpoint": sum(file.stat().st_size for file in state.rglob("*") if file.is_file()),
     }
 
@@ -81,9 +83,9 @@ def main() -> None:
     work = Path(args.work)
     work.mkdir(parents=True, exist_ok=True)
     found = {name: measured(name, work, args.given) for name in args.methods.split(",")}
-    print("| | accuracy | trains | ms a step | memory, MiB | checkpoint, MiB |\n|---|---|---|---|---|---|")
+    print("| | accuracy | trains | ms a step | memory, GiB | checkpoint, MiB |\n|---|---|---|---|---|---|")
     for name, told in found.items():
-        sizes = f"{told['memory'] / 2**20:.0f} | {told['checkpoint'] / 2**20:.2f}"
+        sizes = f"{told['memory']:.2f} | {told['checkpoint'] / 2**20:.2f}"
         print(f"| {name} | {told['accuracy']:.4f} | {told['trains']} | {1000 * told['seconds']:.0f} | {sizes} |")
     print(json.dumps(found))
 

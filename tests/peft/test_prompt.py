@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxft import build
+from jaxft import build, verify
 from jaxft.models import bart, bert, gemma2, gpt2, llama, t5, vit
 from jaxft.peft.prompt import PATH, Prompt
 from jaxft.registry import UserError
 from tests import tiny
-from tests.peft import virtual
+from tests.peft import made, virtual
 
 METHOD = Prompt(tokens=5)
 
@@ -102,6 +102,17 @@ def test_a_text_that_is_written_begins_with_the_vectors():
     net = virtual.maker(gpt2, "causal_lm")(peft=METHOD)
     found, whole = virtual.written_again(net, virtual.randomised(net))
     np.testing.assert_allclose(found, whole, atol=2e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers about itself
+def test_an_export_is_verified_by_the_logits_of_the_text(tmp_path):
+    pytest.importorskip("peft")
+    net = made.maker("llama", "causal_lm")(peft=METHOD)
+    params = made.moved(net, made.parameters(net))
+    made.write_base(tmp_path / "base", net, params)
+    made.write_adapter(tmp_path / "adapter", net, params, tmp_path / "base")
+    difference, reader = verify.largest_difference(tmp_path / "adapter", net, params, "float32")
+    assert difference <= 1e-5 and reader == "transformers"
 
 
 def test_what_cannot_be_is_refused():

@@ -204,6 +204,9 @@ def test_a_plan_for_this_machine_says_what_a_run_would_say(tmp_path):
     assert told["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1, "context": 1, "expert": 1}
     assert "memory of a device" in process.stdout and "no times and no limit" in process.stdout
     assert told["chip"] is None and told["fits"] and told["products"] == {"f32": 1.0}
+    # What a CPU's program says of its own peak has none of what the step works with.
+    held = sum(told[name] for name in ("parameters", "optimizer", "other_state", "batch_bytes"))
+    assert told["activations"] + told["temporaries"] == told["total"] - held > 2**20
 
 
 def test_a_search_ranks_what_fits(tmp_path):
