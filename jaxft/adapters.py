@@ -88,7 +88,7 @@ class Opened:
                 f"{self.adapter} is an adapter of a {own['model_type']} model, and {self.base} is a {hf['model_type']}"
             )
         if other := [name for name in SIZES if own.get(name) != hf.get(name)]:
-            ours, theirs = (", ".join(f"{name} {config.get(name)}" for name in other) for config in (own, hf))
+            ours, theirs = (", ".join(f"{name} {sizes.get(name)}" for name in other) for sizes in (own, hf))
             raise UserError(
                 f"{self.adapter} is an adapter of another model: it is for {ours}, {self.base} has {theirs}"
             )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from jaxft import sharding
@@ -58,8 +58,7 @@ def network(
     abstract, stored, unsharded = {}, {}, []
     for path, axes in letters.items():
         shape = variables[path].get_value().shape
-        stays = not (peft.trains(path, head) or is_added(path))
-        kept = model.frozen_dtype if path in matrices and stays else ""
+        kept = model.frozen_dtype if path in matrices and not (is_added(path) or peft.trains(path, head)) else ""
         dtype = jnp.dtype("bfloat16" if kept in frozen.KINDS else kept or model.param_dtype)
         where = sharding.parameter_sharding(shape, axes, rules.params, mesh)
         abstract[path] = jax.ShapeDtypeStruct(shape, dtype, sharding=where)
@@ -225,7 +224,7 @@ def parameters(
             shapes={path: net.stored[path] for path in base},
             kept=kept,
         )
-        flat = hf_load.flatten(loaded)
+        flat = flatten_dict(loaded, sep="/", is_leaf=lambda path, _: "/".join(path) in net.quantized)
         new = [path for path in base if path not in flat]
         said = [NEW + ", ".join(new)] if new else []
         said += [f"dropped, of another head: {', '.join(report.dropped)}"] if report.dropped else []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxft import build
 from jaxft.layers import frozen
 from jaxft.layers.dense import affine, frozen_affine
 from jaxft.layers.frozen import BLOCK, NF4, Quantized
@@ -51,6 +52,20 @@ def test_any_even_number_of_inputs_is_cut_into_blocks(kind, inputs):
     want = {name: (leaf.shape, leaf.dtype) for name, leaf in frozen.shapes(k.shape, kind).items()}
     assert {name: (array.shape, array.dtype) for name, array in stored.items()} == want
     assert Quantized(**stored).astype(jnp.float32).shape == k.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_encoded_is_what_the_folder_holds(tmp_path, kind):
+    plain = made.maker("bert", "sequence")()
+    held = made.parameters(plain, seed=7)
+    made.write_base(tmp_path / "base", plain, held)
+    net = made.maker("bert", "sequence", frozen_dtype=kind)(peft=Lora())
+    params, said = build.parameters(net, tmp_path / "base", 0, False)  # of another seed
+    assert not build.new_of(said) and net.quantized
+    found = flatten_dict(frozen.decoded(params, jnp.float32), sep="/")
+    for path, want in flatten_dict(held, sep="/").items():
+        limit = 0.01 if kind == "int8" else 0.15
+        assert np.abs(found[path] - want).max() <= limit * np.abs(want).max(), path
 
 
 @pytest.mark.parametrize("kind", KINDS)
