@@ -87,8 +87,9 @@ class Opened:
             raise UserError(
                 f"{self.adapter} is an adapter of a {own['model_type']} model, and {self.base} is a {hf['model_type']}"
             )
-        if other := [name for name in SIZES if own.get(name) != hf.get(name)]:
-            ours, theirs = (", ".join(f"{name} {sizes.get(name)}" for name in other) for sizes in (own, hf))
+        # One of both may leave out what its family has anyway.
+        if other := [name for name in SIZES if name in own.keys() & hf.keys() and own[name] != hf[name]]:
+            ours, theirs = (", ".join(f"{name} {sizes[name]}" for name in other) for sizes in (own, hf))
             raise UserError(
                 f"{self.adapter} is an adapter of another model: it is for {ours}, {self.base} has {theirs}"
             )

@@ -1,6 +1,8 @@
 """Adapters as the `peft` library leaves them: without a config.json, with what people usually ask it for."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from jaxft import adapters, build
 from jaxft.config import Sharding
 from jaxft.hf import adapters as files
 from jaxft.models import bert
+from jaxft.peft.lora import Lora
 from jaxft.registry import UserError
 from tests import tiny
 from tests.peft import made
@@ -100,3 +103,16 @@ def test_a_lora_without_one_of_its_parts_is_refused(base, tmp_path):
     )
     with pytest.raises(UserError, match=r"lacks some of lora_A and lora_B of .*layer.0.attention.self.query"):
         read(tmp_path / "adapter")
+
+
+def test_an_adapter_of_a_model_of_other_sizes_is_refused_by_both_config_files(base, tmp_path):
+    """One that jaxft wrote has a config.json of its own; what only one of both says is no difference."""
+    net = made.maker("bert", "sequence")(peft=Lora())
+    made.write_adapter(tmp_path / "adapter", net, made.parameters(net), base)
+    assert adapters.opened(str(tmp_path / "adapter")).hf["hidden_size"] == net.cfg.d_model
+    config = json.loads((base / "config.json").read_text())
+    wide = tmp_path / "wide"
+    shutil.copytree(base, wide)
+    (wide / "config.json").write_text(json.dumps(config | {"hidden_size": 96, "dim": 5}))
+    with pytest.raises(UserError, match=rf"it is for hidden_size {net.cfg.d_model}, {wide} has hidden_size 96$"):
+        adapters.opened(str(tmp_path / "adapter"), base=str(wide)).hf  # noqa: B018
