@@ -18,6 +18,7 @@ from jaxft.hf import adapters as files
 from jaxft.hf import folder as hf_folder
 from jaxft.hf import hub, processor, tokenizer
 from jaxft.hf import load as hf_load
+from jaxft.hf import modules as hf_modules
 from jaxft.hf.layout import parts, rows
 from jaxft.layers import frozen
 from jaxft.network import Network
@@ -33,8 +34,8 @@ SIZES = (
 )
 
 
-def modules(net: Network) -> list[Module]:
-    """The linear layers of a network as the hub has them."""
+def modules(net: Network, layout: str) -> list[Module]:
+    """The linear layers of a network as a library has them, which goes by modules or by names in files."""
     linear = {
         path: row for path, row in rows(net.table).items() if path.endswith("/kernel") and len(row.layout.param) == 2
     }
@@ -48,11 +49,17 @@ def modules(net: Network) -> list[Module]:
         row, (_, out) = linear[paths[0]], linear[paths[0]].layout.param
         axis = row.layout.disk.index(out)
         names = {index: text.removesuffix(".weight") for index, text in row.tensors(shapes[paths[0]])}
+        names = {index: named(net, layout, text) for index, text in names.items()}
         own = tuple(Part(path.removesuffix("/kernel"), places[path].start, shapes[path][-1]) for path in paths)
         inputs, outputs = shapes[paths[0]][-2], places[paths[0]].whole[axis]
         if name.endswith(".weight"):
             found.append(Module(names, own, inputs, outputs, transposed=axis == 1))
     return found
+
+
+def named(net: Network, layout: str, name: str) -> str:
+    """What the library of that layout calls a module or tensor, by its name in files."""
+    return hf_modules.named(net.family.MODEL_TYPE, name) if layout == "peft" else name
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,9 @@ def read(folder: Path, net: Network) -> Adapter:
     Raises UserError for a method that is not known, an adapter of another model, and tensors that nobody reads.
     """
     section = files.read_config(folder)
-    known = modules(net)
-    if files.layout(section) == "adapters":
+    layout = files.layout(section)
+    known = modules(net, layout)
+    if layout == "adapters":
         kind = adapterhub.kind(section, str(folder))
         method_class = lookup(ADAPTERHUB, kind, f"{folder / files.CONFIG}: config")
         first = net.family.HF_PREFIX
@@ -138,7 +146,7 @@ def read(folder: Path, net: Network) -> Adapter:
     else:
         method_class = lookup(PEFT_TYPES, str(section.get("peft_type")), f"{folder / files.CONFIG}: peft_type")
         check_fields(section, str(folder))
-        tensors = files.load(folder)
+        tensors = {named(net, layout, name): array for name, array in files.load(folder).items()}
     try:
         method, added = method_class.from_hub(section, tensors, known, str(folder), net.declared)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, re.error) as error:
@@ -146,7 +154,7 @@ def read(folder: Path, net: Network) -> Adapter:
         raise UserError(
             f"{folder} cannot be read as an adapter: {type(error).__name__}: {error}; save it again"
         ) from error
-    wholes = _read_wholes(net, tensors, folder, method.hub_prefix)
+    wholes = _read_wholes(net, tensors, folder, layout, method.hub_prefix)
     if tensors:
         shown = ", ".join(sorted(tensors)[:6]) + (", ..." if len(tensors) > 6 else "")
         raise UserError(
@@ -162,7 +170,7 @@ def _linear_of_head(net: Network) -> list[str]:
 
 
 def _read_wholes(
-    net: Network, tensors: Tensors, folder: Path, prefix: str
+    net: Network, tensors: Tensors, folder: Path, layout: str, prefix: str
 ) -> dict[str, dict[tuple[int, ...], np.ndarray]]:
     """The tensors of the network itself, taken out of `tensors`, whose names begin with `prefix` there."""
     table, found = rows(net.table), {}
@@ -170,7 +178,8 @@ def _read_wholes(
     used = set()
     for path, row in table.items():
         for index, name in row.tensors(net.stored[path]):
-            whole = tensors.get(prefix + name)
+            key = prefix + named(net, layout, name)
+            whole = tensors.get(key)
             if whole is None:
                 continue
             if whole.shape != places[path].whole:
@@ -178,7 +187,7 @@ def _read_wholes(
             shape = row.disk_shape(net.stored[path])
             cut = places[path].of(row, tuple(slice(0, n) for n in shape))
             found.setdefault(path, {})[index] = row.layout.to_param(whole[cut])
-            used.add(prefix + name)
+            used.add(key)
     for name in used:
         del tensors[name]
     return found

@@ -123,7 +123,7 @@ def write(
     """
     flat = flatten_dict(params, sep="/")
     added = {path: save.gather(flat[path], ()) for path in net.added}
-    fields, tensors = net.peft.to_hub(adapters.modules(net), added, net.declared)
+    fields, tensors = net.peft.to_hub(adapters.modules(net, net.peft.layout), added, net.declared)
     wholes = _wholes(net, flat)
     hf = hf_folder.config_of(net, task, "float32")
     if net.peft.layout == "adapters":
@@ -180,6 +180,7 @@ def _wholes(net: Network, flat: Flat) -> Tensors:
         whole = {path: array[tuple(slice(0, n) for n in net.stored[path])] for path, array in whole.items()}
         for index, name in row.tensors(net.stored[together[0]]):
             views = [table[path].layout.to_disk(array[index]) for path, array in whole.items()]
+            name = adapters.named(net, net.peft.layout, name)
             tensors[name] = views[0] if len(views) == 1 else np.concatenate(views, row.layout.joined)
     return tensors
 

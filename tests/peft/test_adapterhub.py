@@ -48,7 +48,7 @@ def test_tensors_have_the_names_of_the_library(tmp_path):
     def names(family, method):
         net = tiny_network(family, method)
         _, tensors = net.peft.to_hub(
-            adapters.modules(net), {path: np.zeros(net.stored[path]) for path in net.added}, None
+            adapters.modules(net, "adapters"), {path: np.zeros(net.stored[path]) for path in net.added}, None
         )
         return {name.partition(".adapter_")[0] for name in tensors if name.endswith("down.0.weight")}
 

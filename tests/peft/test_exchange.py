@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxft import adapters, exporting
+from jaxft import adapters, exporting, verify
 from jaxft.hf import adapters as files
 from jaxft.hf import hub
 from jaxft.peft import exchange
@@ -57,6 +57,29 @@ def test_peft_computes_what_we_do_and_reads_and_writes_the_same_files(name, meth
         again, adapter = adapters.network(make, tmp_path / folder)
         read = adapters.applied(again, first_of(again, first), adapter)
         assert np.abs(made.logits(again, read, batch) - ours).max() <= TOLERANCE, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", [(), ("blocks/attn_norm",)])
+def test_images_are_judged_alike_though_transformers_calls_modules_otherwise_than_its_files(tmp_path, saves):
+    """Names of before are read as well."""
+    pytest.importorskip("peft")
+    make = made.maker("vit", "sequence")
+    net = make(peft=Lora(target="all-linear", modules_to_save=saves))
+    params = made.moved(net, made.parameters(net))
+    made.write_base(tmp_path / "base", net, params)
+    made.write_adapter(tmp_path / "adapter", net, params, tmp_path / "base")
+    difference, reader = verify.largest_difference(tmp_path / "adapter", net, params, "float32")
+    assert difference <= TOLERANCE and reader == "transformers"
+    tensors = files.load(tmp_path / "adapter")
+    assert any(".vit.layers.0.attention.q_proj." in name for name in tensors)
+    older = {name.replace("vit.layers.0.attention.q_proj", "vit.encoder.layer.0.attention.attention.query"): array
+             for name, array in tensors.items()}  # fmt: skip
+    files.save(tmp_path / "adapter", older)
+    again, adapter = adapters.network(make, tmp_path / "adapter")
+    batch, _ = verify._images(net)
+    read = adapters.applied(again, first_of(again, params), adapter)
+    assert np.abs(made.logits(again, read, batch) - made.logits(net, params, batch)).max() <= TOLERANCE
 
 
 def first_of(net, first):

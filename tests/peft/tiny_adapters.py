@@ -80,7 +80,9 @@ def save_model(folder, net):
 
 def save_adapter(folder, net, kind, **config):
     """Its adapter as a folder of the `adapters` library."""
-    fields, own = net.peft.to_hub(adapters.modules(net), {path: np.zeros(net.stored[path]) for path in net.added}, None)
+    fields, own = net.peft.to_hub(
+        adapters.modules(net, "adapters"), {path: np.zeros(net.stored[path]) for path in net.added}, None
+    )
     names = {name.replace(f".{adapterhub.NAME}.", ".golden."): array.shape for name, array in own.items()}
     section = {
         "model_class": "",
