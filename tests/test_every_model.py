@@ -26,6 +26,11 @@ TOLERANCE = 1e-5  # float32; never loosened
 STILL = ("head/fixed/bias",)  # a buffer of the hub's: saved, used, never trained
 
 
+# Of families that are made of the same parts one: logits, gradients and exports of all are compared with transformers'
+# elsewhere (models/test_parity.py, hf/test_every_export.py), and whole runs of each take a minute.
+MAKES = ("bert", "modernbert", "deberta-v2", "gpt2", "llama", "mixtral", "t5", "vit")
+
+
 @pytest.fixture(params=MODELS)
 def family(request):
     return lookup(MODELS, request.param, "model.name")
@@ -77,6 +82,7 @@ def random_ids(family):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", MAKES, indirect=True)
 def test_a_training_step_is_finite_and_lowers_the_loss(family):
     net = network(family)
     batch, labels_BS = inputs_of(family), jnp.asarray([[0], [1], [2], [1]])
@@ -187,6 +193,7 @@ def test_every_letter_that_can_be_sharded_is_one_that_parameters_carry(family):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", MAKES, indirect=True)
 def test_a_run_from_random_weights_leaves_a_folder_that_the_hubs_library_reads_alike(family, tmp_path):
     if "sequence" not in family.HF_HEADS:
         pytest.skip("the run is one of classification, which this family has no head for")
