@@ -30,6 +30,8 @@ def test_a_section_is_a_call_with_its_keywords():
         ({"lr": "fast"}, "optim.lr='fast' is a str; it must be a float"),
         ({"lr": 1.0, "steps": 2.5}, "optim.steps=2.5 is a float; it must be a int"),
         ({"lr": True}, "optim.lr=True is a bool"),
+        ({"lr": float("inf")}, "optim.lr=inf must be a finite number"),
+        ({"lr": float("nan")}, "optim.lr=nan must be a finite number"),
     ],
 )
 def test_a_wrong_option_names_the_field_and_what_would_be_right(options, message):
