@@ -58,7 +58,7 @@ def measured(name: str, times: float, work: Path, given: list[str]) -> dict[str,
     if not report.is_file():
         train([*given, *options(name, times), f"--workdir={run}"], log)
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    times = [line["step_seconds"] for line in map(json.loads, lines) if "step_seconds" in line]
+    seconds = [line["step_seconds"] for line in map(json.loads, lines) if "step_seconds" in line]
     state = max((run / "checkpoints").glob("[0-9]*"), key=lambda folder: int(folder.name)) / "state"
     said = log.read_text(encoding="utf-8")
     share, memory = SHARE.search(said), MEMORY.search(said)
@@ -68,7 +68,7 @@ def measured(name: str, times: float, work: Path, given: list[str]) -> dict[str,
         "accuracy": told["accuracy"],
         "step": told["step"],
         "trains": share[1] if share else "100%",
-        "seconds": min(times),
+        "seconds": min(seconds),
         "memory": float(memory[1]) + float(memory[2]),
         "checkpoint": sum(file.stat().st_size for file in state.rglob("*") if file.is_file()),
     }

@@ -166,8 +166,7 @@ def _check_adapter(arguments: argparse.Namespace, layout: str, frozen_dtype: str
         raise UserError(f"--dtype={arguments.dtype}: an adapter is written in float32; add --merge for a whole model")
     if arguments.verify and layout == "adapters":
         raise UserError(
-            "--verify: the `adapters` library, which opens this one, needs another transformers than the one here; "
-            "leave --verify out"
+            "--verify: this one is opened by the `adapters` library, which is not used here; leave --verify out"
         )
     if arguments.verify and frozen_dtype:
         raise UserError(
